@@ -1,0 +1,165 @@
+"""Pixels and the unit interval: the affine map of the paper, its inverse, and nats to bits.
+
+The logit-Laplace density lives on the open interval, 8-bit images do not: the map
+φ(v) = (1 - 2ε) v + ε (Ramesh et al. 2021, appendix A.3, with v = pixel/255 and ε = 0.1) keeps
+every value at least ε away from 0 and 1, where logit and density are steep.
+"""
+
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.experimental import checkify
+from jax.typing import ArrayLike
+
+from logit_laplace_jax import distribution
+
+
+def check_eps(eps: float) -> float:
+    """Returns ``eps`` as a float.
+
+    Raises:
+      ValueError: it is outside [0, 0.5), where the map is not one to one.
+
+    >>> check_eps(0.1)
+    0.1
+    """
+    value = float(eps)
+    if not 0.0 <= value < 0.5:
+        raise ValueError(f"eps must lie in [0, 0.5), got {value}")
+    return value
+
+
+@lru_cache(maxsize=64)
+def mapped_levels(eps: float, dtype: str = "float32") -> np.ndarray:
+    """The 256 mapped values φ(k/255), correctly rounded to ``dtype``; shape [256].
+
+    A table, so that the map has the same bits eager, jitted and fused.
+
+    >>> mapped_levels(0.1)[[0, 255]]
+    array([0.1, 0.9], dtype=float32)
+    """
+    levels = np.arange(256, dtype=np.float64) / 255.0
+    table = ((1.0 - 2.0 * eps) * levels + eps).astype(dtype)
+    table.setflags(write=False)
+    return table
+
+
+def look_up(table: np.ndarray, pixels: Array) -> Array:
+    """``table[pixels]`` for uint8 ``pixels`` and a table of 256 entries.
+
+    >>> look_up(mapped_levels(0.0), jnp.array([255], jnp.uint8))
+    Array([1.], dtype=float32)
+    """
+    return jnp.asarray(table).at[pixels.astype(jnp.int32)].get(mode="promise_in_bounds")
+
+
+def as_uint8(pixels: ArrayLike, name: str = "pixels") -> Array:
+    """Returns ``pixels`` as an array.
+
+    Raises:
+      TypeError: its dtype is not uint8.
+
+    >>> as_uint8(np.zeros(2, np.uint8)).dtype.name
+    'uint8'
+    """
+    dtype = pixels.dtype if hasattr(pixels, "dtype") else np.asarray(pixels).dtype
+    if dtype != np.uint8:
+        raise TypeError(f"{name} must be uint8 values 0..255, got dtype {dtype}")
+    return jnp.asarray(pixels)
+
+
+def map_pixels(pixels: ArrayLike, eps: float = 0.1) -> Array:
+    """Maps pixels into [ε, 1-ε] by φ(v) = (1-2ε) v + ε.
+
+    Args:
+      pixels: uint8 in 0..255 (then v = pixels/255), or floating point v in [0, 1]; any shape.
+      eps: ε, in [0, 0.5), a Python number. At 0 the values 0 and 255 land on the edge of the
+        interval, where the log density is -inf.
+
+    Returns:
+      Mapped values of the same shape; float32 (float64 for float64 input).
+
+    Raises:
+      TypeError: ``pixels`` has another dtype.
+      ValueError: ``eps`` is outside [0, 0.5).
+
+    >>> map_pixels(np.array([0, 255], np.uint8))
+    Array([0.1, 0.9], dtype=float32)
+    >>> map_pixels(0.5)
+    Array(0.5, dtype=float32)
+    """
+    eps = check_eps(eps)
+    values = jnp.asarray(pixels)
+    if values.dtype == jnp.uint8:
+        return look_up(mapped_levels(eps), values)
+    if not jnp.issubdtype(values.dtype, jnp.floating):
+        raise TypeError(
+            f"pixels must be uint8 in 0..255 or floating point in 0..1, got dtype {values.dtype}"
+        )
+    return _map_floats(values, 1.0 - 2.0 * eps, eps)
+
+
+@jax.jit
+def _map_floats(values: Array, width: ArrayLike, eps: ArrayLike) -> Array:
+    (values,) = distribution.working_arrays(pixels=values)
+    checkify.debug_check(
+        jnp.all((values >= 0) & (values <= 1)), "floating-point pixels must lie in [0, 1]"
+    )
+    return lax.convert_element_type(width, values.dtype) * values + lax.convert_element_type(
+        eps, values.dtype
+    )
+
+
+def unmap_pixels(x: ArrayLike, eps: float = 0.1) -> Array:
+    """The inverse of :func:`map_pixels`, clipped: clip((x - ε)/(1 - 2ε), 0, 1).
+
+    Args:
+      x: mapped values, floating point, any shape; usually sigmoid(μ), the median.
+      eps: ε, in [0, 0.5), the same as in the map.
+
+    Returns:
+      Values in [0, 1] of the same shape; float32 (float64 for float64 input). Multiply by 255 and
+      round for 8-bit pixels: on mapped uint8 values that gives back each of them.
+
+    Raises:
+      TypeError: ``x`` is not floating point.
+      ValueError: ``eps`` is outside [0, 0.5).
+
+    >>> unmap_pixels(jnp.array([0.05, 0.5, 0.95]))
+    Array([0. , 0.5, 1. ], dtype=float32)
+    """
+    eps = check_eps(eps)
+    values = jnp.asarray(x)
+    if not jnp.issubdtype(values.dtype, jnp.floating):
+        raise TypeError(f"x must be floating point, got dtype {values.dtype}")
+    return _unmap(values, 1.0 - 2.0 * eps, eps)
+
+
+@jax.jit
+def _unmap(x: Array, width: ArrayLike, eps: ArrayLike) -> Array:
+    (x,) = distribution.working_arrays(x=x)
+    shifted = x - lax.convert_element_type(eps, x.dtype)
+    return jnp.clip(shifted / lax.convert_element_type(width, x.dtype), 0.0, 1.0)
+
+
+@jax.jit
+def bits_per_dim(nats_per_dim: ArrayLike) -> Array:
+    """Converts nats a value to bits a value: nats / ln 2.
+
+    Bits per dimension compare across likelihoods only where the nats are those of an exact 8-bit
+    probability; those of a density depend on the space it is a density in.
+
+    Args:
+      nats_per_dim: any shape.
+
+    Returns:
+      The same in bits; float32 (float64 for float64 input).
+
+    >>> bits_per_dim(jnp.log(256.0))
+    Array(8., dtype=float32)
+    """
+    (nats,) = distribution.working_arrays(nats_per_dim=nats_per_dim)
+    return nats / float(np.log(2.0))
