@@ -1,0 +1,174 @@
+"""Bytes of an image file to 8-bit pixels, by fixed rules.
+
+* Formats: PNG, JPEG (and MPO), WebP, BMP, TIFF, GIF, PPM family. Nothing else is tried, so no file
+  can reach Pillow's readers that start other programs (EPS runs Ghostscript).
+* Of several frames or pages the first is taken.
+* The EXIF orientation is applied; an unusable EXIF block counts as none.
+* Palettes become RGB. Alpha, or a colour marked as transparent, is composited on white.
+* 16-bit grey v becomes round(v/257), so that 65535 becomes 255. (16-bit colour PNGs are cut to
+  their high byte by Pillow itself.) Floating-point and true 32-bit values are refused: they have
+  no defined white.
+* CMYK and YCbCr become RGB. Colour profiles are ignored: values are taken as sRGB.
+* `channels=3` repeats grey three times; `channels=1` takes ITU-R 601 luma.
+"""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+
+from .errors import DataError, UnreadableImage, missing_package, one_line
+
+try:
+    # Pillow knows the last two only once their modules are loaded.
+    from PIL import Image, TiffImagePlugin, WebPImagePlugin
+except ImportError as error:
+    raise missing_package("pillow") from error
+
+MAX_PIXELS = 178_956_970
+"""Largest declared height times width that is decoded. It is the size at which Pillow refuses by
+itself, kept here so that the limit holds even where somebody lifted Pillow's."""
+
+_FORMATS = (
+    *("PNG", "JPEG", "BMP", "GIF", "PPM"),
+    TiffImagePlugin.TiffImageFile.format,
+    WebPImagePlugin.WebPImageFile.format,
+)
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode(data: bytes | os.PathLike[str], channels: int = 3) -> np.ndarray:
+    """Decodes one image file by the rules at the top of this module.
+
+    Args:
+        data: the content of the file, or its path.
+        channels: 3 for RGB, 1 for grey.
+
+    Returns:
+        uint8 [height, width, channels], values 0…255, read-only.
+
+    Raises:
+        UnreadableImage: the file is missing, empty, truncated, not an image, of a format or pixel
+            type that has no rule, or larger than `MAX_PIXELS`. The message is the reason.
+        DataError: `channels` is neither 1 nor 3.
+
+    Example:
+        >>> file = io.BytesIO()
+        >>> Image.new("L", (4, 2), 7).save(file, "PNG")
+        >>> decode(file.getvalue()).shape
+        (2, 4, 3)
+        >>> decode(b"no image")
+        Traceback (most recent call last):
+        ...
+        logit_laplace_jax.data.errors.UnreadableImage: no image of a known format
+    """
+    _check_channels(channels)
+    try:
+        content = data if isinstance(data, bytes) else Path(data).read_bytes()
+        if not content:
+            raise UnreadableImage("the file is empty")
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise UnreadableImage(
+                    f"{width}×{height} is more than the {MAX_PIXELS / 1e6:.0f} megapixels allowed"
+                )
+            image.load()
+            pixels = np.array(_to_mode(_upright(image), "L" if channels == 1 else "RGB"))
+    except UnreadableImage:
+        raise
+    except Image.UnidentifiedImageError:
+        raise UnreadableImage("no image of a known format") from None
+    except MemoryError:
+        raise UnreadableImage("too large for this machine's memory") from None
+    except OSError as error:
+        # The path that the system's message repeats is already part of the image's name.
+        raise UnreadableImage(error.strerror or one_line(error)) from error
+    except Exception as error:  # Pillow's decoders raise nearly every type on hostile input.
+        raise UnreadableImage(one_line(error)) from error
+    return _frozen(pixels.reshape((*height_width(pixels), channels)))
+
+
+def from_array(array: np.ndarray, channels: int = 3) -> np.ndarray:
+    """Gives pixels that are already an array the asked number of channels.
+
+    Args:
+        array: uint8 [height, width] or [height, width, 1 | 3 | 4].
+        channels: 3 for RGB, 1 for grey.
+
+    Returns:
+        uint8 [height, width, channels], read-only.
+
+    Raises:
+        UnreadableImage: another dtype or shape.
+        DataError: `channels` is neither 1 nor 3.
+
+    Example:
+        >>> from_array(np.zeros((2, 4, 1), np.uint8)).shape
+        (2, 4, 3)
+    """
+    _check_channels(channels)
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    shape_ok = array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4))
+    if array.dtype != np.uint8 or not shape_ok or not array.size:
+        raise UnreadableImage(
+            f"needs uint8 [H, W, 1, 3 or 4], is {array.dtype} {list(array.shape)}"
+        )
+    image = Image.fromarray(np.ascontiguousarray(array))
+    pixels = np.array(_to_mode(image, "L" if channels == 1 else "RGB"))
+    return _frozen(pixels.reshape((*height_width(pixels), channels)))
+
+
+def height_width(pixels: np.ndarray) -> tuple[int, int]:
+    """The first two entries of the shape."""
+    return pixels.shape[0], pixels.shape[1]
+
+
+def _check_channels(channels: int) -> None:
+    if channels not in (1, 3):
+        raise DataError(f"channels must be 1 (grey) or 3 (RGB), not {channels!r}")
+
+
+def _frozen(pixels: np.ndarray) -> np.ndarray:
+    # Decoded images are shared through a cache, so writing into one must fail.
+    pixels.flags.writeable = False
+    return pixels
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+        method = _UPRIGHT.get(orientation)
+    except Exception:  # A broken EXIF block says nothing about the pixels.
+        method = None
+    return image if method is None else image.transpose(method)
+
+
+def _to_mode(image: Image.Image, mode: str) -> Image.Image:
+    """`image` as 8-bit "L" or "RGB"."""
+    if image.mode.startswith("I;16") or image.mode == "I":
+        values = np.asarray(image).astype(np.int64)
+        if values.size and not 0 <= values.min() <= values.max() <= 65535:
+            raise UnreadableImage("32-bit values have no defined white: convert it to 8 or 16 bit")
+        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    elif image.mode == "F":
+        raise UnreadableImage("floating-point values have no defined white: convert it to 8 bit")
+    elif image.has_transparency_data:
+        coloured = image.convert("RGBA")
+        white = Image.new("RGBA", coloured.size, "white")
+        image = Image.alpha_composite(white, coloured).convert("RGB")
+    if image.mode == mode:
+        return image
+    # CMYK has no direct way to grey in Pillow, and a palette's grey must come from its colours.
+    return image.convert("RGB").convert(mode)

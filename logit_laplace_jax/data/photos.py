@@ -1,0 +1,300 @@
+"""The embedded photographs: those that scikit-image brings in its wheel, as a TFDS builder.
+
+Nothing is downloaded. The files are found beside the installed package, checked against the
+SHA-256 sums below, and written once to array_record, which needs no TensorFlow.
+
+The split is by photograph: no scene is in both. The two halves of the stereo pair are two views of
+one scene, so both are for training. Left out are scikit-image's drawings, scans of text,
+silhouettes, phantoms and the blurred clock: they are no natural photographs, or too small.
+
+Licenses and sources are what scikit-image 0.26 states in `skimage/data/_fetchers.py`; where it
+states none, the entry says so.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.util
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .errors import DataError, missing_package, one_line
+
+try:
+    import tensorflow_datasets as tfds
+except ImportError as error:
+    raise missing_package("tensorflow-datasets") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Photograph:
+    """One photograph: its file in scikit-image, split, license, source, and the file's SHA-256."""
+
+    file: str
+    split: str
+    license: str
+    source: str
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """The file's name without its ending."""
+        return Path(self.file).stem
+
+
+_CC0 = "CC0 1.0"
+_PUBLIC = "public domain"
+_NO_RESTRICTION = "no known copyright restrictions"
+_MIDDLEBURY = "no license stated; Middlebury 2014 stereo benchmark, to be cited (GCPR 2014)"
+_STEREO_SOURCE = (
+    "N. Nesic, P. Westling, X. Wang, Y. Kitajima, G. Krathwohl, D. Scharstein, Middlebury College, "
+    "http://vision.middlebury.edu/stereo/data/scenes2014/, reduced 4 times by scikit-image"
+)
+
+PHOTOGRAPHS: tuple[Photograph, ...] = (
+    Photograph(
+        "astronaut.png",
+        "train",
+        _PUBLIC,
+        "NASA, Great Images database, https://flic.kr/p/r9qvLn",
+        "88431cd9653ccd539741b555fb0a46b61558b301d4110412b5bc28b5e3ea6cb5",
+    ),
+    Photograph(
+        "motorcycle_left.png",
+        "train",
+        _MIDDLEBURY,
+        _STEREO_SOURCE,
+        "db18e9c4157617403c3537a6ba355dfeafe9a7eabb6b9b94cb33f6525dd49179",
+    ),
+    Photograph(
+        "motorcycle_right.png",
+        "train",
+        _MIDDLEBURY,
+        _STEREO_SOURCE,
+        "5fc913ae870e42a4b662314bc904d1786bcad8e2f0b9b67dba5a229406357797",
+    ),
+    Photograph(
+        "rocket.jpg",
+        "train",
+        # The Flickr page says CC BY-NC 2.0; scikit-image relies on SpaceX's later release of its
+        # photographs (https://github.com/scikit-image/scikit-image/issues/5095).
+        _PUBLIC,
+        "SpaceX, https://www.flickr.com/photos/spacexphotos/16511594820/",
+        "c2dd0de7c538df8d111e479619b129464d0269d0ae5fd18ca91d33a7fdfea95c",
+    ),
+    Photograph(
+        "retina.jpg",
+        "train",
+        _CC0,
+        "Mikael Häggström, Wikimedia Commons, Fundus_photograph_of_normal_left_eye.jpg",
+        "38a07f36f27f095e818aea7b96d34202c05176d30253c66733f2e00379e9e0e6",
+    ),
+    Photograph(
+        "hubble_deep_field.jpg",
+        "train",
+        _PUBLIC,
+        "NASA, HubbleSite release 2012/37",
+        "3a19c5dd8a927a9334bb1229a6d63711b1c0c767fb27e2286e7c84a3e2c2f5f4",
+    ),
+    Photograph(
+        "ihc.png",
+        "train",
+        _NO_RESTRICTION,
+        "Center for Microscopy and Molecular Imaging (CMMI)",
+        "f8dd1aa387ddd1f49d8ad13b50921b237df8e9b262606d258770687b0ef93cef",
+    ),
+    Photograph(
+        "camera.png",
+        "train",
+        _CC0,
+        "Lav Varshney",
+        "b0793d2adda0fa6ae899c03989482bff9a42d3d5690fc7e3648f2795d730c23a",
+    ),
+    Photograph(
+        "brick.png",
+        "train",
+        _CC0,
+        "CC0Textures, https://cc0textures.com/view.php?tex=Bricks25",
+        "7966caf324f6ba843118d98f7a07746d22f6a343430add0233eca5f6eaaa8fcf",
+    ),
+    Photograph(
+        "grass.png",
+        "train",
+        _CC0,
+        "linolafett, https://www.deviantart.com/linolafett/art/Grass-01-434853879",
+        "b6b6022426b38936c43a4ac09635cd78af074e90f42ffa8227ac8b7452d39f89",
+    ),
+    Photograph(
+        "gravel.png",
+        "train",
+        _CC0,
+        "CC0Textures, https://cc0textures.com/view.php?tex=Gravel04",
+        "c48615b451bf1e606fbd72c0aa9f8cc0f068ab7111ef7d93bb9b0f2586440c12",
+    ),
+    Photograph(
+        "coins.png",
+        "train",
+        _NO_RESTRICTION,
+        "Brooklyn Museum, https://www.brooklynmuseum.org/opencollection/archives/image/51611",
+        "f8d773fc9cfa6f4d8e5942dc34d0a0788fcaed2a4fefbbed0aef5398d7ef4cba",
+    ),
+    Photograph(
+        "moon.png",
+        "train",
+        "not stated by scikit-image",
+        "not stated by scikit-image (skimage.data.moon)",
+        "78739619d11f7eb9c165bb5d2efd4772cee557812ec847532dbb1d92ef71f577",
+    ),
+    Photograph(
+        "chelsea.png",
+        "validation",
+        _CC0,
+        "Stefan van der Walt",
+        "596aa1e7cb875eb79f437e310381d26b338a81c2da23439704a73c4651e8c4bb",
+    ),
+    Photograph(
+        "coffee.png",
+        "validation",
+        _CC0,
+        "Rachel Michetti, courtesy of Pikolo Espresso Bar",
+        "cc02f8ca188b167c775a7101b5d767d1e71792cf762c33d6fa15a4599b5a8de7",
+    ),
+)
+"""13 for training (of these grey: camera, brick, grass, gravel, coins, moon), 2 held out."""
+
+
+def image_folder() -> Path:
+    """The folder of the installed scikit-image that holds its images; nothing of it is imported.
+
+    Raises:
+        DataError: scikit-image is not installed, or has no such folder.
+    """
+    # find_spec of the top-level name reads no module, so a slow or broken scikit-image costs
+    # nothing here.
+    spec = importlib.util.find_spec("skimage")
+    if spec is None or not spec.submodule_search_locations:
+        raise missing_package("scikit-image")
+    folder = Path(next(iter(spec.submodule_search_locations)), "data")
+    if not folder.is_dir():
+        raise DataError(f"this scikit-image has no folder {folder}: install scikit-image 0.25…0.26")
+    return folder
+
+
+def read_photograph(photograph: Photograph) -> bytes:
+    """The bytes of one photograph's file, as scikit-image brings it.
+
+    Raises:
+        DataError: the file is missing, or is another one than the table above describes.
+    """
+    path = image_folder() / photograph.file
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"scikit-image's photograph {path} cannot be read ({error.strerror}): "
+            "reinstall scikit-image 0.25…0.26"
+        ) from error
+    if hashlib.sha256(content).hexdigest() != photograph.sha256:
+        raise DataError(
+            f"scikit-image's photograph {path} is not the file this version knows: "
+            "install scikit-image 0.25…0.26"
+        )
+    return content
+
+
+# Not registered by name: a test runner that imports this file twice would be refused.
+class SkimagePhotos(
+    tfds.core.GeneratorBasedBuilder,
+    skip_registration=True,  # type: ignore[call-arg, unused-ignore]
+):
+    """TFDS builder of the photographs in scikit-image's wheel: splits `train` and `validation`."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "13 photographs for training, 2 for validation."}  # noqa: RUF012
+
+    # TFDS looks beside the builder's code for checksums of downloads, by way of the package
+    # importlib_resources, which it imports but does not require (4.9.10). There are no downloads.
+    code_path = None
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="The photographs that scikit-image brings in its wheel.",
+            homepage="https://scikit-image.org",
+            features=tfds.features.FeaturesDict(
+                {
+                    # Given bytes, the feature stores them as they are: grey files stay grey,
+                    # whatever channels the feature declares, and no TensorFlow is needed. Given
+                    # an array it would encode it with TensorFlow.
+                    "image": tfds.features.Image(),
+                    "name": tfds.features.Text(),
+                    "license": tfds.features.Text(),
+                    "source": tfds.features.Text(),
+                }
+            ),
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
+        del dl_manager  # Nothing is downloaded.
+        return {split: self._generate_examples(split) for split in ("train", "validation")}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        for photograph in PHOTOGRAPHS:
+            if photograph.split == split:
+                yield (
+                    photograph.name,
+                    {
+                        "image": read_photograph(photograph),
+                        "name": photograph.name,
+                        "license": photograph.license,
+                        "source": photograph.source,
+                    },
+                )
+
+
+def prepare(data_dir: str | None = None) -> SkimagePhotos:
+    """The builder of the photographs, prepared under `data_dir` unless it is already.
+
+    Any number of processes may do so at once: TFDS writes to a folder of its own and renames it,
+    so one wins and the others read what it wrote.
+
+    Args:
+        data_dir: where TFDS keeps its data sets; None is TFDS's own default
+            (`$TFDS_DATA_DIR`, else `~/tensorflow_datasets`).
+
+    Raises:
+        DataError: `data_dir` cannot be written, or a photograph is missing or changed.
+    """
+    builder = _builder(data_dir)
+    if builder.data_path.exists():
+        return builder
+    try:
+        # TFDS announces itself on stdout and draws progress bars on stderr. There is nothing to
+        # wait for here, and scripts write their own results there.
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            builder.download_and_prepare()
+    except DataError:
+        raise
+    except Exception as error:
+        # The rename fails where another process was faster; its result is as good as ours.
+        again = _builder(data_dir)
+        if again.data_path.exists():
+            return again
+        raise DataError(
+            f"the photographs cannot be written to {builder.data_path} ({one_line(error)}): "
+            "name a folder that can be written, by the data_dir option or TFDS_DATA_DIR"
+        ) from error
+    return builder
+
+
+def _builder(data_dir: str | None) -> SkimagePhotos:
+    try:
+        return SkimagePhotos(data_dir=data_dir, file_format="array_record")
+    except Exception as error:
+        # A broken dataset_info.json under data_dir fails in many ways inside TFDS.
+        raise DataError(
+            f"the prepared photographs under {data_dir or 'the default TFDS folder'} cannot be "
+            f"read ({one_line(error)}): delete their folder skimage_photos and start again"
+        ) from error

@@ -1,0 +1,161 @@
+"""One way to every image: a specification becomes a small random-access source.
+
+* `photos`: the embedded photographs (`photos.py`);
+* `folder:PATH`: a folder of images (`folder.py`);
+* `tfds:NAME[/CONFIG][:VERSION]`: a TFDS image data set (`tfds_images.py`).
+"""
+
+import operator
+from collections.abc import Callable
+from os import PathLike
+from typing import Literal
+
+import numpy as np
+
+from . import images
+from .cache import ImageCache
+from .errors import DataError, UnreadableImage, one_line
+
+Split = Literal["train", "validation"]
+
+Read = Callable[[int], bytes | PathLike[str] | np.ndarray]
+"""Gives image i as file content, path or uint8 array."""
+
+_FORMS = "photos, folder:PATH or tfds:NAME"
+
+
+class Source:
+    """Images by number: decoded 8-bit arrays, with the recently used ones kept in memory.
+
+    Safe to share between threads. Every image is decoded by the rules of `images.py`.
+
+    Args:
+        spec: what the source was opened from, for messages.
+        split: `train` or `validation`.
+        read: gives image i as file content, path or uint8 array. It may raise.
+        name: gives the name of image i, for messages.
+        count: how many images there are, readable or not.
+        channels: 3 for RGB, 1 for grey.
+        cache_mib: bound of the decoded images kept in memory, in MiB; 0 keeps none.
+
+    Example:
+        >>> white = np.full((2, 2), 255, np.uint8)
+        >>> source = Source("demo", "train", read=lambda i: white, name=str, count=5)
+        >>> len(source), source[0].shape, source.name(4)
+        (5, (2, 2, 3), '4')
+    """
+
+    def __init__(
+        self,
+        spec: str,
+        split: Split,
+        *,
+        read: Read,
+        name: Callable[[int], str],
+        count: int,
+        channels: int = 3,
+        cache_mib: float = 512,
+    ):
+        if channels not in (1, 3):
+            raise DataError(f"channels must be 1 (grey) or 3 (RGB), not {channels!r}")
+        if cache_mib < 0:
+            raise DataError(f"cache_mib must be at least 0, not {cache_mib}")
+        self.spec = spec
+        self.split: Split = split
+        self.channels = channels
+        self._read = read
+        self._name = name
+        self._count = count
+        self._cache = ImageCache(int(cache_mib * 2**20))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Image `index`: uint8 [height, width, channels], read-only.
+
+        Raises:
+            UnreadableImage: it cannot be decoded; the message is the reason, without the name.
+            IndexError: `index` is outside 0…len−1.
+        """
+        index = self._check(index)
+        pixels = self._cache.get(index)
+        if pixels is None:
+            try:
+                data = self._read(index)
+            except Exception as error:
+                raise UnreadableImage(one_line(error)) from error
+            if isinstance(data, np.ndarray):
+                pixels = images.from_array(data, self.channels)
+            else:
+                pixels = images.decode(data, self.channels)
+            self._cache.put(index, pixels)
+        return pixels
+
+    def name(self, index: int) -> str:
+        """The name of image `index`: its relative path, or its place in the data set."""
+        return self._name(self._check(index))
+
+    def _check(self, index: int) -> int:
+        index = operator.index(index)
+        if not 0 <= index < self._count:
+            raise IndexError(f"image {index} of {self._count}")
+        return index
+
+    def __repr__(self) -> str:
+        return f"Source({self.spec!r}, {self.split!r}, {self._count} images)"
+
+
+def open_source(
+    spec: str,
+    split: Split,
+    *,
+    data_dir: str | None = None,
+    channels: int = 3,
+    cache_mib: float = 512,
+) -> Source:
+    """Opens one split of a data source, preparing it first where that is needed.
+
+    Args:
+        spec: `photos`, `folder:PATH` or `tfds:NAME[/CONFIG][:VERSION]`.
+        split: `train` or `validation`. For a folder see `folder.list_split`; for TFDS the held-out
+            split is `validation`, else `test`, else the last 5 % of `train`.
+        data_dir: where TFDS keeps its data sets; None is TFDS's own default. A folder needs none.
+        channels: 3 for RGB, 1 for grey.
+        cache_mib: bound of the decoded images kept in memory, in MiB.
+
+    Returns:
+        The source, with at least one image in it (which may still prove unreadable).
+
+    Raises:
+        DataError: no such source, nothing in it, or a package or file that it needs is missing.
+
+    Example:
+        >>> open_source("photo", "train")
+        Traceback (most recent call last):
+        ...
+        logit_laplace_jax.data.errors.DataError: unknown data source 'photo': give photos, ...
+    """
+    if split not in ("train", "validation"):
+        raise DataError(f"unknown split {split!r}: give train or validation")
+    kind, colon, rest = spec.partition(":")
+    read: Read
+    name: Callable[[int], str]
+    if spec == "photos":
+        from . import photos, tfds_images
+
+        read, name, count = tfds_images.read_split(photos.prepare(data_dir), split, ("name",))
+    elif kind == "folder" and colon:
+        from . import folder
+
+        files = folder.list_split(rest, split)
+        read, name, count = (lambda i: files[i][1]), (lambda i: files[i][0]), len(files)
+    elif kind == "tfds" and colon:
+        from . import tfds_images
+
+        read, name, count = tfds_images.read_split(tfds_images.prepare(rest, data_dir), split)
+    else:
+        raise DataError(f"unknown data source {spec!r}: give {_FORMS}")
+    return Source(
+        spec, split, read=read, name=name, count=count, channels=channels, cache_mib=cache_mib
+    )

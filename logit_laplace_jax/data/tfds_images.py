@@ -1,0 +1,221 @@
+"""TFDS image data sets by name, read without TensorFlow.
+
+TFDS reads array_record without TensorFlow, but preparing most of its data sets needs it, because
+their image arrays are encoded by TensorFlow. What is missing is said before anything is downloaded.
+"""
+
+import contextlib
+import difflib
+import importlib.util
+import io
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .errors import DataError, missing_package, one_line
+
+try:
+    import tensorflow_datasets as tfds
+except ImportError as error:
+    raise missing_package("tensorflow-datasets") from error
+
+HELD_OUT = 0.05
+"""Share at the end of `train` that is held out where a data set has no other split for it."""
+
+_NAME = re.compile(r"\w+(/[\w.\-]+)?(:[\w.*]+)?")
+
+Reader = tuple[Callable[[int], bytes | np.ndarray], Callable[[int], str], int]
+"""read(i), name(i) and the number of images: what a `Source` is made of."""
+
+
+def prepare(name: str, data_dir: str | None = None) -> Any:
+    """The builder of a TFDS data set, prepared as array_record unless it is already.
+
+    Args:
+        name: `NAME[/CONFIG][:VERSION]`.
+        data_dir: where TFDS keeps its data sets; None is TFDS's own default.
+
+    Raises:
+        DataError: no such name, no images in it, prepared in another file format, or it cannot be
+            prepared here. The message says what to do.
+    """
+    if not _NAME.fullmatch(name):
+        raise DataError(f"tfds:{name} is no data set's name: give tfds:NAME[/CONFIG][:VERSION]")
+    builder = _find(name, data_dir)
+    if not builder.data_path.exists():
+        _image_feature(builder)  # Before a download that may take hours.
+        _download_and_prepare(builder, name)
+    return builder
+
+
+def read_split(builder: Any, split: str, name_features: Sequence[str] = ()) -> Reader:
+    """Random access to the images of one split of a prepared data set.
+
+    Args:
+        builder: a prepared TFDS builder with a feature `image`.
+        split: `train` or `validation`; see `HELD_OUT`.
+        name_features: text features whose value names an image; without one its number does.
+
+    Returns:
+        read(i) -> file content, or an array where the feature is a plain tensor; name(i); count.
+
+    Raises:
+        DataError: no such split, no images, or a file format that needs TensorFlow.
+    """
+    _image_feature(builder)
+    label = builder.info.full_name
+    available = builder.info.splits
+    if "train" not in available:
+        known = ", ".join(sorted(available)) or "none"
+        raise DataError(f"tfds:{label} has no split train (its splits: {known})")
+    held_out = next((s for s in ("validation", "test") if s in available), None)
+    chosen = held_out if split == "validation" and held_out else "train"
+    try:
+        # The raw records, because TFDS would decode every feature of an example, and the image
+        # itself by its own rules. `_features` below takes the image's bytes alone.
+        records = builder.as_data_source(
+            chosen, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+        )
+    except NotImplementedError as error:
+        raise DataError(
+            f"tfds:{label} is prepared as {builder.info.file_format.value} in "
+            f"{builder.data_path}, which cannot be read without TensorFlow: "
+            "choose another data_dir, or delete that folder to have it prepared as array_record"
+        ) from error
+    except Exception as error:
+        raise DataError(f"tfds:{label} cannot be opened: {one_line(error)}") from error
+    start, stop = 0, len(records)
+    if held_out is None:
+        boundary = stop - max(1, int(stop * HELD_OUT))
+        start, stop = (boundary, stop) if split == "validation" else (0, boundary)
+    if stop <= start:
+        raise DataError(f"tfds:{label} has no image left for the split {split}")
+    return _reader(builder, records, f"{label}/{chosen}", start, stop, name_features)
+
+
+def _reader(
+    builder: Any, records: Any, label: str, start: int, stop: int, name_features: Sequence[str]
+) -> Reader:
+    image = tfds.features.FeaturesDict({"image": builder.info.features["image"]})
+    names = tfds.features.FeaturesDict({n: builder.info.features[n] for n in name_features})
+    skip = {"image": tfds.decode.SkipDecoding()}
+    if not isinstance(image["image"], tfds.features.Image):
+        skip = {}  # A plain tensor has no encoding to skip, only its shape to restore.
+
+    def read(i: int) -> bytes | np.ndarray:
+        return image.deserialize_example_np(records[start + i], decoders=skip)["image"]
+
+    def name(i: int) -> str:
+        if name_features:
+            with contextlib.suppress(Exception):
+                values = names.deserialize_example_np(records[start + i])
+                return "/".join(values[n].decode() for n in name_features)
+        return f"{label}[{start + i}]"
+
+    return read, name, stop - start
+
+
+def _find(name: str, data_dir: str | None) -> Any:
+    try:
+        # TFDS prints banners about TensorFlow while it looks; the error below says it better.
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            # No file_format here: TFDS would refuse data prepared in another one with a message
+            # that does not say what to do.
+            builder = tfds.builder(name, data_dir=data_dir)
+            _ = builder.info.features  # Built on first use, which may need another package.
+            return builder
+    except tfds.core.registered.DatasetNotFoundError as error:
+        # Community data sets are left out: listing them needs TensorFlow and the network.
+        known = tfds.list_builders(with_community_datasets=False)
+        close = difflib.get_close_matches(re.split("[/:]", name)[0], known)
+        hint = f"did you mean {' or '.join(close)}?" if close else "see tfds.list_builders()"
+        raise DataError(f"no TFDS data set is called {name!r}: {hint}") from error
+    except ImportError as error:
+        raise _needs_package(name, error) from error
+    except Exception as error:
+        raise DataError(f"tfds:{name} cannot be opened: {one_line(_root(error))}") from error
+
+
+def _image_feature(builder: Any) -> Any:
+    features = builder.info.features
+    feature = features["image"] if features is not None and "image" in features else None
+    label = builder.info.full_name
+    if feature is None:
+        names = ", ".join(features) if hasattr(features, "keys") else "none"
+        raise DataError(f"tfds:{label} has no feature image (its features: {names})")
+    is_image = isinstance(feature, tfds.features.Image) and feature.np_dtype in (
+        np.uint8,
+        np.uint16,
+    )
+    is_array = (
+        type(feature) is tfds.features.Tensor
+        and len(feature.shape) == 3
+        and feature.np_dtype == np.uint8
+    )
+    if not (is_image or is_array):
+        raise DataError(
+            f"the feature image of tfds:{label} is {one_line(ValueError(repr(feature)))}: "
+            "only 8-bit and 16-bit images are supported"
+        )
+    return feature
+
+
+def _download_and_prepare(builder: Any, name: str) -> None:
+    _check_tensorflow(builder, name)
+    try:
+        # Downloads may take hours, so TFDS keeps its progress bars; what it prints beside them
+        # goes to stderr too, because scripts write their results to stdout.
+        with contextlib.redirect_stdout(sys.stderr):
+            builder.download_and_prepare(file_format="array_record")
+    except Exception as error:
+        if builder.data_path.exists():  # Another process prepared it meanwhile.
+            return
+        cause = _root(error)
+        if isinstance(cause, ImportError):
+            raise _needs_package(name, cause) from error
+        by_hand = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
+        if by_hand:
+            folder = builder.data_path.parent / "downloads" / "manual"
+            for parent in builder.data_path.parents:
+                if parent.name == builder.name:
+                    folder = parent.parent / "downloads" / "manual"
+            raise DataError(
+                f"tfds:{name} must be downloaded by hand into {folder}: "
+                f"{one_line(ValueError(by_hand))}"
+            ) from error
+        raise DataError(f"tfds:{name} cannot be prepared: {one_line(error)}") from error
+
+
+def _check_tensorflow(builder: Any, name: str) -> None:
+    """Refuses, before a download, to prepare what will need TensorFlow where there is none."""
+    if importlib.util.find_spec("tensorflow") is not None:
+        return
+    # The module of a builder that calls TensorFlow holds it, lazily imported, as `tf`.
+    for base in type(builder).__mro__:
+        module = sys.modules.get(base.__module__)
+        if not base.__module__.startswith("tensorflow_datasets.core") and hasattr(module, "tf"):
+            raise _needs_package(name, ImportError(name="tensorflow"))
+
+
+def _needs_package(name: str, error: ImportError) -> DataError:
+    package = (error.name or "").partition(".")[0]
+    if importlib.util.find_spec("tensorflow") is None and package in ("", "tensorflow"):
+        return DataError(
+            f"preparing tfds:{name} needs TensorFlow: run  pip install -e '.[tensorflow]'  "
+            "(reading it afterwards does not)"
+        )
+    # TFDS imports some packages that it does not require, importlib_resources among them.
+    return DataError(
+        f"tfds:{name} needs the package {package or one_line(error)}, which is not installed: "
+        f"run  pip install {package}"
+    )
+
+
+def _root(error: BaseException) -> BaseException:
+    """The first of the exceptions that led to `error`."""
+    while (before := error.__cause__ or error.__context__) is not None:
+        error = before
+    return error

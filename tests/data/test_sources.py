@@ -1,0 +1,394 @@
+"""Sources: folders, TFDS data sets and the embedded photographs, through one small interface."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from logit_laplace_jax.data import cache, errors, folder, photos, sources
+
+
+def write(path, colour=(1, 2, 3), size=(40, 30)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+    return path
+
+
+def names(source):
+    return [source.name(i) for i in range(len(source))]
+
+
+def open_both(path):
+    return [sources.open_source(f"folder:{path}", split) for split in ("train", "validation")]
+
+
+# --- folders ---------------------------------------------------------------------------------
+
+
+def test_split_folders_are_used(tmp_path):
+    write(tmp_path / "train" / "b" / "x.PNG")
+    write(tmp_path / "train" / "a.jpeg")
+    write(tmp_path / "valid" / "c.gif")
+    write(tmp_path / "elsewhere.png")
+    train, validation = open_both(tmp_path)
+    assert names(train) == ["train/a.jpeg", "train/b/x.PNG"]
+    assert names(validation) == ["valid/c.gif"]
+    assert train[1].shape == (30, 40, 3)
+
+
+def test_hold_out_is_a_partition_and_stable(tmp_path):
+    for i in range(60):
+        write(tmp_path / f"{i % 7}" / f"{i}.png", size=(1, 1))
+    train, validation = open_both(tmp_path)
+    assert set(names(train)).isdisjoint(names(validation))
+    assert len(train) + len(validation) == 60
+    # 60 independent hashes at 5 %: P(more than 12) < 1e-4, and at least one by rule.
+    assert 1 <= len(validation) <= 12
+    assert names(train) == sorted(names(train))
+    for i in range(60, 120):
+        write(tmp_path / f"{i % 7}" / f"{i}.png", size=(1, 1))
+    # With several held out by their hashes, adding images moves none to the other side.
+    if len(validation) > 1:
+        assert set(names(validation)) <= set(names(open_both(tmp_path)[1]))
+
+
+def test_two_images_give_one_to_each_split_and_one_gives_none(tmp_path):
+    write(tmp_path / "a.png")
+    train = sources.open_source(f"folder:{tmp_path}", "train")
+    assert names(train) == ["a.png"]
+    with pytest.raises(errors.DataError, match="single image"):
+        sources.open_source(f"folder:{tmp_path}", "validation")
+    write(tmp_path / "b.png")
+    assert [len(source) for source in open_both(tmp_path)] == [1, 1]
+
+
+def test_links_hidden_files_and_pipes(tmp_path):
+    write(tmp_path / "a" / "x.png")
+    write(tmp_path / ".hidden.png")
+    write(tmp_path / ".cache" / "y.png")
+    (tmp_path / "a" / "loop").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "a" / "broken.png").symlink_to(tmp_path / "absent")
+    os.mkfifo(tmp_path / "a" / "pipe.png")
+    (tmp_path / "note.txt").write_text("no image")
+    files = folder._walk(tmp_path)
+    assert [name for name, _ in files] == ["a/broken.png", "a/x.png"]
+
+
+def test_a_file_name_that_is_no_utf8_can_be_printed(tmp_path):
+    raw = os.path.join(os.fsencode(tmp_path), b"bad\xff.png")
+    try:
+        with open(raw, "wb") as file:
+            Image.new("RGB", (2, 2)).save(file, "PNG")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    source = sources.open_source(f"folder:{tmp_path}", "train")
+    source.name(0).encode()
+    assert source[0].shape == (2, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ("folder:", "needs a path"),
+        ("folder:{}/absent", "does not exist"),
+        ("folder:{}/file.txt", "is a file"),
+        ("folder:{}/empty", "no image in"),
+        ("folders:{}", "give photos, folder:PATH or tfds:NAME"),
+        ("folder", "unknown data source"),
+        ("", "unknown data source"),
+    ],
+)
+def test_what_is_wrong_with_a_folder_is_said(tmp_path, spec, reason):
+    (tmp_path / "file.txt").write_text("")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(errors.DataError, match=reason) as caught:
+        sources.open_source(spec.format(tmp_path), "train")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_split_is_refused():
+    with pytest.raises(errors.DataError, match="unknown split"):
+        sources.open_source("photos", "test")
+
+
+# --- the source itself -----------------------------------------------------------------------
+
+
+def counting_source(count=4, size=100, **options):
+    reads = []
+
+    def read(i):
+        reads.append(i)
+        return np.full((size, size), i, np.uint8)
+
+    return sources.Source("s", "train", read=read, name=str, count=count, **options), reads
+
+
+def test_decoded_images_are_kept_up_to_the_bound():
+    source, reads = counting_source(cache_mib=3 * 30_000 / 2**20)
+    for i in (0, 1, 2, 0, 1, 2):
+        assert (source[i] == i).all()
+    assert reads == [0, 1, 2]
+    _ = source[3], source[1], source[0]  # 3 drives out 0, the least recently used.
+    assert reads == [0, 1, 2, 3, 0]
+
+
+def test_no_cache_and_an_image_larger_than_the_cache():
+    source, reads = counting_source(cache_mib=0)
+    _ = source[0], source[0]
+    assert reads == [0, 0]
+
+
+def test_the_cache_keeps_its_books_under_threads():
+    store = cache.ImageCache(5000)
+
+    def work(seed):
+        rng = np.random.default_rng(seed)
+        for key in rng.integers(0, 50, 2000):
+            if store.get(int(key)) is None:
+                store.put(int(key), np.zeros(100 + key, np.uint8))
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    held = sum(100 + key for key in range(50) if store.get(key) is not None)
+    assert held == store.nbytes <= 5000
+
+
+def test_numbers_outside_are_refused_and_failures_are_unreadable():
+    source, _ = counting_source()
+    with pytest.raises(IndexError):
+        source[4]
+    with pytest.raises(IndexError):
+        source.name(-1)
+
+    def fail(i):
+        raise RuntimeError("disk on fire")
+
+    broken = sources.Source("s", "train", read=fail, name=str, count=1)
+    with pytest.raises(errors.UnreadableImage, match="disk on fire"):
+        broken[0]
+
+
+# --- the photographs -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("tfds"))
+    photos.prepare(path)
+    return path
+
+
+def test_every_photograph_is_there_and_the_splits_share_no_scene(data_dir):
+    for split, count in (("train", 13), ("validation", 2)):
+        source = sources.open_source("photos", split, data_dir=data_dir)
+        assert len(source) == count
+        expected = {p.name for p in photos.PHOTOGRAPHS if p.split == split}
+        assert set(names(source)) == expected
+        assert all(source[i].ndim == 3 and source[i].shape[2] == 3 for i in range(count))
+    by_name = {p.name: p.split for p in photos.PHOTOGRAPHS}
+    assert by_name["motorcycle_left"] == by_name["motorcycle_right"]
+    assert all(p.license and p.source for p in photos.PHOTOGRAPHS)
+
+
+def test_examples_hold_the_very_bytes_and_their_license(data_dir):
+    builder = photos.prepare(data_dir)
+    skip = {"image": tfds.decode.SkipDecoding()}
+    by_name = {p.name: p for p in photos.PHOTOGRAPHS}
+    for example in builder.as_data_source("validation", decoders=skip):
+        photograph = by_name[example["name"].decode()]
+        assert hashlib.sha256(example["image"]).hexdigest() == photograph.sha256
+        assert example["license"].decode() == photograph.license
+        assert example["source"].decode() == photograph.source
+
+
+def test_grey_photographs_stay_grey_and_become_rgb(data_dir):
+    colour = sources.open_source("photos", "train", data_dir=data_dir)
+    grey = sources.open_source("photos", "train", data_dir=data_dir, channels=1)
+    i = names(colour).index("camera")
+    assert grey[i].shape == (512, 512, 1)
+    np.testing.assert_array_equal(colour[i], np.repeat(grey[i], 3, -1))
+
+
+def test_preparing_is_quiet_needs_no_tensorflow_and_no_skimage(tmp_path):
+    code = (
+        "import sys; from logit_laplace_jax.data import open_source; "
+        f"source = open_source('photos', 'train', data_dir={str(tmp_path)!r}); source[0]; "
+        "assert not {'tensorflow', 'skimage', 'scipy'} & set(sys.modules)"
+    )
+    # Two at once: one wins the rename, both must succeed.
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    for child in children:
+        out, err = child.communicate(timeout=120)
+        assert (child.returncode, out, err) == (0, "", "")
+    left = [path.name for path in (tmp_path / "skimage_photos").iterdir()]
+    assert left == ["1.0.0"]
+
+
+def test_losing_the_race_is_no_error(tmp_path, monkeypatch):
+    real = photos.SkimagePhotos.download_and_prepare
+
+    def slower(self, **options):
+        monkeypatch.setattr(photos.SkimagePhotos, "download_and_prepare", real)
+        photos.prepare(str(tmp_path))
+        raise OSError("Directory not empty")
+
+    monkeypatch.setattr(photos.SkimagePhotos, "download_and_prepare", slower)
+    assert photos.prepare(str(tmp_path)).info.splits["train"].num_examples == 13
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(errors.DataError, match="photographs cannot be") as caught:
+        photos.prepare(str(tmp_path / "file"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_or_changed_photograph_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(photos, "image_folder", lambda: tmp_path)
+    photograph = photos.PHOTOGRAPHS[0]
+    with pytest.raises(errors.DataError, match="cannot be read"):
+        photos.read_photograph(photograph)
+    (tmp_path / photograph.file).write_bytes(b"another picture")
+    with pytest.raises(errors.DataError, match="is not the file"):
+        photos.read_photograph(photograph)
+
+
+def test_without_scikit_image_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(errors.DataError, match=r"pip install -e '\.\[experiments\]'"):
+        photos.image_folder()
+
+
+# --- TFDS data sets --------------------------------------------------------------------------
+
+
+class TinyImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """A data set as a user would write it: PNG bytes, two splits, another feature beside."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    code_path = None
+    SPLITS = ("train", "test")
+
+    def _features(self):
+        return {"image": tfds.features.Image(), "label": tfds.features.Scalar(np.int64)}
+
+    def _encode(self, pixels):
+        import io
+
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        return file.getvalue()
+
+    def _info(self):
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(self._features())
+        )
+
+    def _split_generators(self, dl_manager):
+        return {split: self._generate_examples(split) for split in self.SPLITS}
+
+    def _generate_examples(self, split):
+        for i in range(40 if split == "train" else 3):
+            image = self._encode(np.full((12, 10, 3), i, np.uint8))
+            yield i, {"image": image, "label": i}
+
+
+class TinyTrainOnly(TinyImages, skip_registration=True):
+    SPLITS = ("train",)
+
+
+class TinyTensors(TinyImages, skip_registration=True):
+    def _features(self):
+        image = tfds.features.Tensor(shape=(12, 10, 3), dtype=np.uint8)
+        return {"image": image, "label": tfds.features.Scalar(np.int64)}
+
+    def _encode(self, pixels):
+        return pixels
+
+
+class TinyNoImage(TinyImages, skip_registration=True):
+    def _features(self):
+        return {"picture": tfds.features.Text(), "label": tfds.features.Scalar(np.int64)}
+
+    def _generate_examples(self, split):
+        yield 0, {"picture": "none", "label": 0}
+
+
+@pytest.mark.parametrize("builder_class", [TinyImages, TinyTensors])
+def test_a_prepared_data_set_is_found_by_name(tmp_path, builder_class):
+    builder_class(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    spec = f"tfds:{builder_class.name}"
+    train = sources.open_source(spec, "train", data_dir=str(tmp_path))
+    held_out = sources.open_source(f"{spec}:1.0.0", "validation", data_dir=str(tmp_path))
+    assert (len(train), len(held_out)) == (40, 3)
+    assert sorted(int(train[i][0, 0, 0]) for i in range(40)) == list(range(40))
+    assert train[0].shape == (12, 10, 3)
+    assert held_out.name(2) == f"{builder_class.name}/1.0.0/test[2]"
+
+
+def test_without_another_split_the_end_of_train_is_held_out(tmp_path):
+    TinyTrainOnly(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    split = [
+        sources.open_source("tfds:tiny_train_only", s, data_dir=str(tmp_path))
+        for s in ("train", "validation")
+    ]
+    values = [{int(source[i][0, 0, 0]) for i in range(len(source))} for source in split]
+    assert [len(v) for v in values] == [38, 2]
+    assert values[0] | values[1] == set(range(40))
+
+
+def test_a_data_set_without_images_lists_its_features(tmp_path):
+    TinyNoImage(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    with pytest.raises(errors.DataError, match=r"no feature image.*picture"):
+        sources.open_source("tfds:tiny_no_image", "train", data_dir=str(tmp_path))
+
+
+def test_a_data_set_in_a_format_that_needs_tensorflow_is_said(tmp_path):
+    TinyImages(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    info = tmp_path / "tiny_images" / "1.0.0" / "dataset_info.json"
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(errors.DataError, match="prepared as tfrecord"):
+        sources.open_source("tfds:tiny_images", "train", data_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("cifarr10", "did you mean cifar10"),
+        ("no_such_thing_at_all", "no TFDS data set is called"),
+        ("mnist:9.9.9", "cannot be loaded at version 9.9.9"),
+        ("", "no data set's name"),
+        ("../../etc", "no data set's name"),
+        ("ag_news_subset", "no feature image"),
+    ],
+)
+def test_what_is_wrong_with_a_name_is_said(tmp_path, name, reason, capsys):
+    with pytest.raises(errors.DataError, match=reason) as caught:
+        sources.open_source(f"tfds:{name}", "train", data_dir=str(tmp_path))
+    assert "\n" not in str(caught.value)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_preparation_that_needs_tensorflow_is_refused_before_the_download(tmp_path, monkeypatch):
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "tensorflow" else real(name)
+    )
+    with pytest.raises(errors.DataError, match=r"pip install -e '\.\[tensorflow\]'"):
+        sources.open_source("tfds:cifar10", "train", data_dir=str(tmp_path))
+    assert not list(tmp_path.iterdir())
