@@ -145,9 +145,12 @@ def _log(x: Array) -> Array:
 def _divide(c: Array, x: Array) -> Array:
     """c/x for x > 0; ±inf only where the quotient overflows."""
     small, significand, exponent = _subnormal(x)
-    half = exponent // 2  # 2**-exponent itself overflows
-    scaled = c / (jnp.where(small, significand, 1.0) * 2.0**half) * 2.0 ** (half - exponent)
-    return jnp.where(small, scaled, c / jnp.where(small, 1.0, x))
+    quotient = c / jnp.where(small, significand, x)
+    # 2**-exponent overflows, so it is applied in halves; each is chosen element by element, or the
+    # compiler would multiply the two constants into that infinity.
+    half = exponent // 2
+    quotient = quotient * jnp.where(small, 2.0**-half, 1.0).astype(x.dtype)
+    return quotient * jnp.where(small, 2.0 ** (half - exponent), 1.0).astype(x.dtype)
 
 
 def _saturate(y: Array) -> Array:
@@ -402,12 +405,22 @@ def quantile(p: ArrayLike, loc: ArrayLike, log_scale: ArrayLike) -> Array:
     inside = _inside(p)
     safe = jnp.where(inside, p, 0.5)
     upper = safe > 0.5
-    # 2(1 - p) is exact above 1/2.
-    z = _log(jnp.where(upper, 1.0 - safe, safe)) + _LN2
-    near = jnp.log1p(jnp.where(upper, 1.0 - 2.0 * safe, 2.0 * safe - 1.0))
-    z = jnp.where(jnp.abs(safe - 0.5) < 0.25, near, z)
+    m = jnp.where(upper, 1.0 - safe, safe)  # exact where it is taken
+    # ln 2m <= 0. Near m = 1/2, where it cancels, by log1p of a positive number: of a negative one
+    # it is inaccurate on some platforms.
+    near = m > 0.25
+    z = jnp.where(
+        near,
+        -jnp.log1p((1.0 - 2.0 * m) / jnp.where(near, 2.0 * m, 1.0)),
+        # Filled with 1, not 1/4: that would compile to a minimum, which flushes subnormal m to 0.
+        _log(jnp.where(near, 1.0, m)) + _LN2,
+    )
     value = jax.nn.sigmoid(_shift(loc, jnp.where(upper, -z, z), log_scale))
-    beyond = jnp.where(p == 1, 1.0, jnp.where(p == 0, 0.0, jnp.nan))
+    # A subnormal p < 0 compares equal to 0, also on its bits where LLVM turns "all bits but the
+    # sign are 0" back into that comparison; a range of bits it leaves alone.
+    minus_zero = jnp.iinfo(_bits(p).dtype).min
+    below = (_bits(p) > minus_zero) & (_bits(p) < 0)
+    beyond = jnp.where((p == 0) & ~below, 0.0, jnp.where(p == 1, 1.0, jnp.nan))
     return jnp.where(inside, value, jnp.where(jnp.isnan(value), value, beyond))
 
 
@@ -427,7 +440,7 @@ def _sample(key: Array, loc: Array, log_scale: Array, shape: tuple[int, ...]) ->
 
 
 def sample(
-    key: Array, loc: ArrayLike, log_scale: ArrayLike, shape: tuple[int, ...] | None = None
+    key: Array, loc: ArrayLike, log_scale: ArrayLike, shape: int | tuple[int, ...] | None = None
 ) -> Array:
     """Reparameterised draws: sigmoid(μ + b z) with z a standard Laplace variable.
 
@@ -449,6 +462,7 @@ def sample(
     (2, 3)
     """
     loc, log_scale = broadcast(loc=loc, log_scale=log_scale)
+    debug_parameters(loc, log_scale)
     if shape is None:
         shape = loc.shape
     shape = (shape,) if isinstance(shape, int) else tuple(int(n) for n in shape)
@@ -480,6 +494,7 @@ def median(loc: ArrayLike, log_scale: ArrayLike) -> Array:
     Array(0.5, dtype=float32)
     """
     loc, log_scale = broadcast(loc=loc, log_scale=log_scale)
+    debug_parameters(loc, log_scale)
     return jax.nn.sigmoid(loc)
 
 

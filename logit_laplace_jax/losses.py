@@ -115,10 +115,9 @@ def logit_laplace_pixel_loss(
 
 @partial(jax.jit, static_argnames=("eps",))
 def _pixel_loss(pixels: Array, loc: ArrayLike, log_scale: ArrayLike, eps: float) -> Array:
-    loc, log_scale = distribution.working_arrays(loc=loc, log_scale=log_scale)
-    t, log_jacobian = (
-        pixel_maps.look_up(table, pixels) for table in _level_constants(eps, loc.dtype.name)
-    )
+    # The precision of map_pixels: with x64 on the constants are float64.
+    constants = _level_constants(eps, jnp.result_type(float).name)
+    t, log_jacobian = (pixel_maps.look_up(table, pixels) for table in constants)
     t, log_jacobian, loc, log_scale = distribution.broadcast(
         pixels=t, log_jacobian=log_jacobian, loc=loc, log_scale=log_scale
     )

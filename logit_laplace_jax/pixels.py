@@ -80,7 +80,8 @@ def map_pixels(pixels: ArrayLike, eps: float = 0.1) -> Array:
         interval, where the log density is -inf.
 
     Returns:
-      Mapped values of the same shape; float32 (float64 for float64 input).
+      Mapped values of the same shape; float32 (float64 for float64 input, and for uint8 when x64
+      is on).
 
     Raises:
       TypeError: ``pixels`` has another dtype.
@@ -94,7 +95,7 @@ def map_pixels(pixels: ArrayLike, eps: float = 0.1) -> Array:
     eps = check_eps(eps)
     values = jnp.asarray(pixels)
     if values.dtype == jnp.uint8:
-        return look_up(mapped_levels(eps), values)
+        return look_up(mapped_levels(eps, jnp.result_type(float).name), values)
     if not jnp.issubdtype(values.dtype, jnp.floating):
         raise TypeError(
             f"pixels must be uint8 in 0..255 or floating point in 0..1, got dtype {values.dtype}"

@@ -1,0 +1,64 @@
+"""Pictures of reconstructions, as PNG."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+_GAP = 2
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """Rounds [0, 1] to 0..255 (uint8 passes through), and repeats grey to RGB.
+
+    >>> to_uint8(np.array([[[[0.5]]]])).tolist()
+    [[[[128, 128, 128]]]]
+    """
+    images = np.asarray(images)
+    if images.dtype != np.uint8:
+        images = np.round(np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8)
+    return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
+
+
+def side_by_side(*columns: np.ndarray) -> np.ndarray:
+    """Images of equal height beside each other with a white gap: [H, W, C] each to [H, W', 3].
+
+    >>> side_by_side(np.zeros((4, 4, 3)), np.zeros((4, 6, 3))).shape
+    (4, 12, 3)
+    """
+    pictures = [to_uint8(c) for c in columns]
+    gap = np.full((pictures[0].shape[0], _GAP, 3), 255, np.uint8)
+    parts = [p for picture in pictures for p in (gap, picture)][1:]
+    return np.concatenate(parts, axis=1)
+
+
+def grid(rows: Sequence[np.ndarray], limit: int = 12) -> np.ndarray:
+    """A sheet with one row per kind of picture, e.g. originals above reconstructions.
+
+    Args:
+      rows: arrays [N, H, W, C] of equal shape.
+      limit: at most this many images a row.
+
+    >>> grid([np.zeros((3, 8, 8, 3)), np.ones((3, 8, 8, 3))]).shape
+    (18, 28, 3)
+    """
+    strips = [side_by_side(*row[:limit]) for row in rows]
+    gap = np.full((_GAP, strips[0].shape[1], 3), 255, np.uint8)
+    parts = [p for strip in strips for p in (gap, strip)][1:]
+    return np.concatenate(parts, axis=0)
+
+
+def save_png(path: Path, picture: np.ndarray, scale: int = 1) -> None:
+    """Writes uint8 [H, W, 3] as PNG, enlarged by a whole factor with sharp pixels.
+
+    The file appears complete or not at all.
+    """
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(picture)
+    if scale > 1:
+        image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    part = path.with_name(path.name + ".part")
+    image.save(part, format="PNG")
+    part.replace(path)

@@ -1,0 +1,187 @@
+"""The configuration of a run: frozen dataclasses, free of heavy imports.
+
+The docstring under each field is what ``train.py --help`` prints.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+from logit_laplace_jax import likelihoods
+from logit_laplace_jax.models.config import DVAEConfig
+from logit_laplace_jax.training.schedules import Schedule
+
+ParallelMode = Literal["auto", "pmap", "mesh", "single"]
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and the parameter average (Ramesh et al. 2021, appendix A.2)."""
+
+    b1: float = 0.9
+    """AdamW's decay of the first moment."""
+    b2: float = 0.999
+    """AdamW's decay of the second moment."""
+    eps: float = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: float = 1e-4
+    """Decoupled weight decay, multiplied by the step size."""
+    ema_decay: float = 0.999
+    """Decay of the moving average of the parameters, which evaluation uses."""
+
+    def __post_init__(self) -> None:
+        for name in ("b1", "b2", "ema_decay"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a run. The defaults are the paper's."""
+
+    run_dir: str
+    """Folder of the run: configuration, metrics, checkpoints, pictures. An unfinished run goes on."""
+    data: str
+    """Images: photos (embedded), folder:PATH (searched recursively) or tfds:NAME."""
+    steps: int = 3_000_000
+    """Updates in all."""
+    batch_size: int = 512
+    """Images an update, over all devices together."""
+    image_size: int = 256
+    """Height and width of the training crops, in pixels; a multiple of the downsampling."""
+    seed: int = 0
+    """Seed of parameters, data order, augmentation and Gumbel noise."""
+    likelihood: str = "logit_laplace"
+    """Distribution of the pixels given the decoder's maps."""
+    parallel: ParallelMode = "auto"
+    """Devices: pmap, mesh (jit over a device mesh), single, or auto (pmap if several)."""
+    eval_every: int = 5_000
+    """Updates between evaluations; 0: only at the end."""
+    checkpoint_every: int = 5_000
+    """Updates between checkpoints; 0: only at the end."""
+    keep_checkpoints: int = 3
+    """How many of the latest checkpoints stay."""
+    log_every: int = 50
+    """Updates between lines of metrics.jsonl; the loss of every update is checked all the same."""
+    data_dir: str | None = None
+    """Where TFDS data sets are prepared and looked for; default: TFDS's own (TFDS_DATA_DIR)."""
+    eps: float = 0.1
+    """ε of the pixel map, in [0, 0.5)."""
+    min_log_scale: float | None = None
+    """Soft floor of ln b; None: no floor, as in the paper."""
+    min_crop: float = 1.0
+    """Smallest training crop as a share of the short side; 1: the whole short side, as in the paper."""
+    eval_scale: float | None = None
+    """Evaluate on all tiles of each image scaled by this; None: one centre crop an image."""
+    eval_images: int | None = 2_048
+    """Evaluate on at most this many crops; None: all."""
+    debug: bool = False
+    """Check shapes' values inside the step (ranges, NaN) at some cost in speed."""
+    beta: Schedule = Schedule(0.0, 6.6, 5_000)
+    """Weight of the KL."""
+    temperature: Schedule = Schedule(1.0, 1.0 / 16.0, 150_000)
+    """Temperature τ of the relaxation."""
+    learning_rate: Schedule = Schedule(1e-4, 1.25e-6, 1_200_000)
+    """Step size."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """AdamW and the parameter average."""
+    model: DVAEConfig = DVAEConfig()
+    """Encoder, bottleneck and decoder."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "image_size", "keep_checkpoints", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        for name in ("eval_every", "checkpoint_every", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.seed >= 2**32:
+            raise ValueError(f"seed must be below 2**32, got {self.seed}")
+        if not 0.0 < self.min_crop <= 1.0:
+            raise ValueError(f"min_crop must lie in (0, 1], got {self.min_crop}")
+        if self.eval_scale is not None and not 0.0 < self.eval_scale <= 1.0:
+            raise ValueError(f"eval_scale must lie in (0, 1], got {self.eval_scale}")
+        if self.eval_images is not None and self.eval_images < 1:
+            raise ValueError(f"eval_images must be 1 or more, got {self.eval_images}")
+        for name in ("temperature", "learning_rate"):
+            if min(getattr(self, name).start, getattr(self, name).end) <= 0:
+                raise ValueError(f"{name} must stay above 0")
+        self.model.check_size(self.image_size, self.image_size)
+        if self.model.stats_per_channel != self.build_likelihood().num_stats:
+            # The head follows the likelihood; a user never sets both.
+            head = dataclasses.replace(
+                self.model, stats_per_channel=self.build_likelihood().num_stats
+            )
+            object.__setattr__(self, "model", head)
+
+    def build_likelihood(self) -> likelihoods.Likelihood:
+        """The likelihood with this run's options."""
+        return likelihoods.get(self.likelihood, eps=self.eps, min_log_scale=self.min_log_scale)
+
+    def resolved(self) -> "TrainConfig":
+        """The same with every schedule's length as a number of updates."""
+        return dataclasses.replace(
+            self,
+            beta=self.beta.over(self.steps),
+            temperature=self.temperature.over(self.steps),
+            learning_rate=self.learning_rate.over(self.steps),
+        )
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as nested plain types, for JSON."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: dict[str, Any]) -> TrainConfig:
+    """The inverse of :func:`to_dict`.
+
+    Raises:
+      ValueError: a field is unknown or missing: the file is of another version.
+    """
+    nested: dict[str, Any] = {
+        "beta": Schedule,
+        "temperature": Schedule,
+        "learning_rate": Schedule,
+        "optimizer": OptimizerConfig,
+        "model": DVAEConfig,
+    }
+    try:
+        parts = {k: nested[k](**v) if k in nested else v for k, v in values.items()}
+        return TrainConfig(**parts)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"not a configuration of this version: {error}") from None
+
+
+def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
+    """What separates two runs: one line a field, without those that a resumed run may change.
+
+    >>> a = TrainConfig(run_dir="a", data="photos")
+    >>> b = dataclasses.replace(a, run_dir="b", seed=1)
+    >>> differences(a, b)
+    ['seed: 0 there, 1 here']
+    """
+    free = {
+        "run_dir",
+        "steps",
+        "parallel",
+        "eval_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "log_every",
+        "data_dir",
+        "eval_images",
+        "debug",
+    }
+    lines = []
+
+    def compare(a: dict[str, Any], b: dict[str, Any], prefix: str) -> None:
+        for key in a:
+            if not prefix and key in free:
+                continue
+            if isinstance(a[key], dict):
+                compare(a[key], b[key], f"{prefix}{key}.")
+            elif a[key] != b[key]:
+                lines.append(f"{prefix}{key}: {a[key]} there, {b[key]} here")
+
+    compare(to_dict(old.resolved()), to_dict(new.resolved()), "")
+    return lines

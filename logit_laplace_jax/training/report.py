@@ -1,0 +1,145 @@
+"""The end of a run: whole photographs to look at, and a table to read the PSNR by."""
+
+import json
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from logit_laplace_jax.data import pipeline
+from logit_laplace_jax.data.augment import area_resize
+from logit_laplace_jax.data.errors import DataError
+from logit_laplace_jax.data.sources import open_source
+from logit_laplace_jax.evaluation import baselines, figures, metrics
+from logit_laplace_jax.training.config import TrainConfig
+from logit_laplace_jax.training.evaluate import reconstruct
+from logit_laplace_jax.training.loop import Run, held_out, stack_crops
+from logit_laplace_jax.training.state import TrainState
+
+_WHOLE_IMAGES = 4
+_LONGEST_SIDE = 512
+_BASELINE_CROPS = 2_048
+
+
+def finish(run: Run) -> None:
+    """Writes whole held-out images, prints the table, says where everything is."""
+    config, folder = run.config, run.folder
+    whole_images(run)
+    table, values = compare(config, run.state, stack_crops(held_out(config), _BASELINE_CROPS))
+    run.say("")
+    for line in table:
+        run.say(line)
+    (folder / "summary.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    run.say("")
+    run.say(f"pictures  {folder / 'reconstructions'} (left or above: the original)")
+    run.say(f"metrics   {folder / 'metrics.jsonl'}, TensorBoard events in {folder / 'tensorboard'}")
+    run.say(f"evaluate  python experiments/evaluate.py {folder}")
+    run.say(f"try it    python experiments/reconstruct.py {folder} YOUR_IMAGE.jpg")
+
+
+def whole_images(run: Run) -> None:
+    """Saves the first held-out images entire, originals on the left, as final_NAME.png."""
+    config = run.config
+    source = open_source(
+        config.data, "validation", data_dir=config.data_dir, channels=config.model.channels
+    )
+    saved = 0
+    for index in range(len(source)):
+        try:
+            image = fit(
+                source[index], config.model.downsampling, config.eval_scale or 1.0, _LONGEST_SIDE
+            )
+        except DataError:
+            continue  # already named by the evaluation
+        picture = figures.side_by_side(image, np.asarray(reconstruct(run.state, image[None]))[0])
+        name = "".join(c if c.isalnum() or c in "-_" else "_" for c in source.name(index))[-60:]
+        figures.save_png(run.folder / "reconstructions" / f"final_{name}.png", picture)
+        saved += 1
+        if saved == _WHOLE_IMAGES:
+            break
+
+
+def fit(image: np.ndarray, factor: int, scale: float, longest: int) -> np.ndarray:
+    """Area-resizes an image and crops it to a size that the model can halve.
+
+    Args:
+      image: uint8 [H, W, C].
+      factor: the model's downsampling.
+      scale: in (0, 1].
+      longest: the longest side's limit in pixels, which lowers the scale if need be.
+
+    Returns:
+      uint8 [H', W', C], sides multiples of ``factor``.
+
+    >>> fit(np.zeros((99, 50, 3), np.uint8), factor=4, scale=0.5, longest=40).shape
+    (40, 20, 3)
+    """
+    height, width = image.shape[:2]
+    scale = min(scale, longest / max(height, width))
+    size = (max(factor, round(width * scale)), max(factor, round(height * scale)))
+    resized = area_resize(image, size)
+    return resized[: size[1] // factor * factor, : size[0] // factor * factor]
+
+
+def compare(
+    config: TrainConfig, state: TrainState, crops: np.ndarray
+) -> tuple[list[str], dict[str, Any]]:
+    """PSNR of the model beside codecs that need no training by gradient, on the same crops.
+
+    Args:
+      config: the run's.
+      state: one copy of its state.
+      crops: held-out crops, uint8 [N, S, S, C].
+
+    Returns:
+      The lines of a table, and the numbers by name (decibels, means over crops).
+    """
+    factor, codes = config.model.downsampling, config.model.vocab_size
+    rebuilt = np.concatenate(
+        [np.asarray(reconstruct(state, part)) for part in _parts(crops, config.batch_size)]
+    )
+    batches = pipeline.train_batches(
+        config.data,
+        image_size=config.image_size,
+        batch_size=512,
+        seed=config.seed,
+        channels=config.model.channels,
+        min_crop=config.min_crop,
+        data_dir=config.data_dir,
+    )
+    train = next(batches)["pixels"]
+    batches.close()
+    bits = f"{np.log2(codes):.0f} bits a token"
+    rows = {
+        "dvae": ("this model, hard codes", rebuilt, bits),
+        "constant": ("constant colour of each crop", baselines.constant_colour(crops), ""),
+        "pooled": (
+            f"pooled {factor} x {factor}",
+            baselines.pooled(crops, factor),
+            "no token budget",
+        ),
+        "kmeans": (
+            f"k-means patches, {codes} codes",
+            baselines.vector_quantised(crops, train, factor, codes, config.seed),
+            bits,
+        ),
+    }
+    values = {name: psnr(crops, images) for name, (_, images, _) in rows.items()}
+    lines = [f"{len(crops)} held-out crops of {config.image_size} x {config.image_size}     PSNR"]
+    for name, (label, _, note) in rows.items():
+        lines.append(f"  {label:<32} {values[name]:6.2f} dB  {note}".rstrip())
+    return lines, {f"psnr_{name}": value for name, value in values.items()}
+
+
+def psnr(originals: np.ndarray, images: np.ndarray) -> float:
+    """Mean over images of the PSNR in decibels; uint8 originals, images in [0, 1].
+
+    >>> psnr(np.zeros((1, 2, 2, 3), np.uint8), np.full((1, 2, 2, 3), 0.1))
+    20.0...
+    """
+    mse = metrics.mean_squared_error(jnp.asarray(originals / 255.0), jnp.asarray(images))
+    return float(metrics.psnr(mse).mean())
+
+
+def _parts(crops: np.ndarray, size: int) -> list[np.ndarray]:
+    return [crops[i : i + size] for i in range(0, len(crops), size)]

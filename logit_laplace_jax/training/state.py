@@ -1,0 +1,70 @@
+"""The state of a run: parameters, their average, the optimiser's moments, the step."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from logit_laplace_jax.models.dvae import DVAE
+from logit_laplace_jax.training.config import TrainConfig
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """A pytree; ``config`` is static, so a step needs nothing beside state, batch and key.
+
+    Attributes:
+      step: int32 scalar, the number of updates done.
+      params: float32 parameter tree of the DVAE.
+      ema_params: its exponential moving average, which evaluation uses.
+      opt_state: optax's state.
+      config: the run's resolved configuration.
+    """
+
+    step: Array
+    params: Any
+    ema_params: Any
+    opt_state: Any
+    config: TrainConfig = flax.struct.field(pytree_node=False)
+
+
+def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    """AdamW with the configuration's schedule of the step size."""
+    o = config.optimizer
+    return optax.adamw(
+        config.learning_rate, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay
+    )
+
+
+def create_state(config: TrainConfig, key: Array) -> TrainState:
+    """A fresh state.
+
+    Args:
+      config: the run's configuration; schedules that last the whole run are resolved here.
+      key: random key of the initial parameters.
+
+    >>> from logit_laplace_jax.models.config import DVAEConfig
+    >>> tiny = DVAEConfig(group_count=2, n_hid=4, n_blk_per_group=1, vocab_size=8, n_init=4)
+    >>> config = TrainConfig(run_dir="", data="photos", image_size=8, model=tiny)
+    >>> int(create_state(config, jax.random.key(0)).step)
+    0
+    """
+    config = config.resolved()
+    size = config.model.downsampling  # the parameters do not depend on the image size
+    image = jnp.zeros((1, size, size, config.model.channels), jnp.float32)
+    params = jax.jit(DVAE(config.model).init)(key, image)["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        # A copy: the step donates its input, and one buffer cannot be donated twice.
+        ema_params=jax.tree.map(jnp.copy, params),
+        opt_state=make_optimizer(config).init(params),
+        config=config,
+    )
+
+
+def parameter_count(params: Any) -> int:
+    """Number of scalars in a parameter tree (arrays or their shapes)."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,142 @@
+"""The objective and the update: pure functions of state, batch and key.
+
+The objective is the negative ELBO with the paper's normalisation (Ramesh et al. 2021, A.2):
+
+    (Σ over values of the NLL + β Σ over positions of the KL) / (H W C),   mean over images,
+
+so the mean KL a position ends with weight β / (f² C), f the downsampling: β/192 for the paper's
+f = 8, whatever the resolution.
+"""
+
+from typing import Any, cast
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array, lax
+from jax.experimental import checkify
+
+from logit_laplace_jax import pixels as pixel_maps
+from logit_laplace_jax.models import bottleneck
+from logit_laplace_jax.models.dvae import DVAE, DVAEOutput
+from logit_laplace_jax.training.config import TrainConfig
+from logit_laplace_jax.training.state import TrainState, make_optimizer
+
+Metrics = dict[str, Array]
+
+
+def check_batch(pixels: Array, config: TrainConfig) -> None:
+    """Asserts uint8 [B, H, W, C] with the configuration's channels (chex, at trace time).
+
+    Raises:
+      AssertionError: dtype or shape differ.
+    """
+    chex.assert_type(pixels, jnp.uint8)
+    chex.assert_shape(pixels, (None, None, None, config.model.channels))
+
+
+def global_indices(local_batch: int, axis_name: str | None) -> Array:
+    """Places of this device's examples in the global batch: int32 [local_batch].
+
+    Noise is drawn by these, so that it does not depend on how the batch is spread over devices.
+    """
+    indices = jnp.arange(local_batch, dtype=jnp.int32)
+    return indices if axis_name is None else indices + lax.axis_index(axis_name) * local_batch
+
+
+def forward(
+    params: Any, pixels: Array, temperature: Array, key: Array, config: TrainConfig, indices: Array
+) -> DVAEOutput:
+    """The relaxed pass of a batch: uint8 pixels [B, H, W, C] to logits, codes, statistics."""
+    grid = config.model.token_grid(pixels.shape[1], pixels.shape[2])
+    noise = bottleneck.gumbel_noise(key, indices, (*grid, config.model.vocab_size))
+    output = DVAE(config.model).apply(
+        {"params": params},
+        pixel_maps.map_pixels(pixels, config.eps),
+        temperature=temperature,
+        noise=noise,
+    )
+    return cast(DVAEOutput, output)
+
+
+def elbo_loss(
+    params: Any, pixels: Array, key: Array, step: Array, config: TrainConfig, indices: Array
+) -> tuple[Array, Metrics]:
+    """The mean objective of a batch, in nats a value.
+
+    Args:
+      params: the DVAE's parameters.
+      pixels: uint8 [B, H, W, C].
+      key: random key of this step's Gumbel noise.
+      step: int32 scalar, updates done so far; decides β and τ.
+      config: the run's resolved configuration.
+      indices: int32 [B], the examples' places in the global batch.
+
+    Returns:
+      The scalar objective, and scalars: ``nll`` (nats a value), ``kl`` (nats a token),
+      ``floor_share`` (share of values whose ln b is at its floor), ``beta``, ``temperature``.
+    """
+    check_batch(pixels, config)
+    likelihood = config.build_likelihood()
+    _, height, width, channels = pixels.shape
+    beta, temperature = config.beta(step), config.temperature(step)
+    out = forward(params, pixels, temperature, key, config, indices)
+    # Sums over an image, then the mean over images: the same number on any number of devices.
+    nll = likelihood.loss(pixels, out.stats).mean()
+    kl = bottleneck.kl_to_uniform(out.logits).mean()
+    tokens_per_value = out.logits.shape[1] * out.logits.shape[2] / (height * width * channels)
+    loss = nll + beta * tokens_per_value * kl
+    checkify.debug_check(jnp.isfinite(loss), "the loss is not finite")
+    return loss, {
+        "nll": nll,
+        "kl": kl,
+        "floor_share": likelihood.at_floor(out.stats).mean(dtype=jnp.float32),
+        "beta": beta,
+        "temperature": temperature,
+    }
+
+
+def train_step(
+    state: TrainState, batch: dict[str, Array], key: Array, axis_name: str | None = None
+) -> tuple[TrainState, Metrics]:
+    """One update.
+
+    Args:
+      state: the state; meant to be donated.
+      batch: ``{"pixels": uint8 [B, H, W, C]}``, this device's part of the global batch.
+      key: the run's key, the same at every step and on every device; the step is folded in.
+      axis_name: the mapped axis over whose devices gradients and metrics are averaged
+        (``lax.pmean``); None on one device, or where the compiler sees the whole batch.
+
+    Returns:
+      The next state and the metrics of this update, scalars that are equal on all devices:
+      ``loss``, ``nll``, ``kl``, ``floor_share``, ``beta``, ``temperature``, ``learning_rate``,
+      ``grad_norm``.
+    """
+    config = state.config
+    pixels = batch["pixels"]
+    (loss, metrics), grads = jax.value_and_grad(elbo_loss, has_aux=True)(
+        state.params,
+        pixels,
+        jax.random.fold_in(key, state.step),
+        state.step,
+        config,
+        global_indices(pixels.shape[0], axis_name),
+    )
+    if axis_name is not None:
+        grads, loss, metrics = lax.pmean((grads, loss, metrics), axis_name)
+    updates, opt_state = make_optimizer(config).update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    decay = config.optimizer.ema_decay
+    ema_params = jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), state.ema_params, params)
+    metrics = {
+        "loss": loss,
+        **metrics,
+        "learning_rate": config.learning_rate(state.step),
+        "grad_norm": optax.global_norm(grads),
+    }
+    next_state = state.replace(
+        step=state.step + 1, params=params, ema_params=ema_params, opt_state=opt_state
+    )
+    return next_state, metrics
