@@ -26,7 +26,6 @@ import dataclasses
 from functools import partial
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -465,6 +464,8 @@ def sample(
     debug_parameters(loc, log_scale)
     if shape is None:
         shape = loc.shape
+    import chex  # here and not above: it loads test frameworks, a tenth of jax's own import time
+
     shape = (shape,) if isinstance(shape, int) else tuple(int(n) for n in shape)
     try:
         chex.assert_is_broadcastable(loc.shape, shape)

@@ -1,1 +1,1 @@
-
+"""Measures of reconstructions and of the codes, baselines, pictures."""

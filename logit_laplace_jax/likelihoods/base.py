@@ -2,7 +2,6 @@
 
 from typing import Protocol
 
-import chex
 import jax.numpy as jnp
 from jax import Array
 
@@ -44,6 +43,8 @@ def split_stats(stats: Array, num_stats: int) -> list[Array]:
     >>> [a.tolist() for a in split_stats(jnp.arange(4.0), 2)]
     [[0.0, 1.0], [2.0, 3.0]]
     """
+    import chex  # on first use: see distribution.sample
+
     chex.assert_type(stats, float)
     maps = stats.shape[-1]
     if maps % num_stats:
@@ -60,5 +61,7 @@ def check_pixels(pixels: Array, stats: Array, num_stats: int) -> None:
 
     >>> check_pixels(jnp.zeros((2, 3), jnp.uint8), jnp.zeros((2, 6)), 2)
     """
+    import chex  # on first use: see distribution.sample
+
     chex.assert_type(pixels, jnp.uint8)
     chex.assert_shape(pixels, (*stats.shape[:-1], stats.shape[-1] // num_stats))

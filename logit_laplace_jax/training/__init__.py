@@ -1,1 +1,1 @@
-
+"""Configuration, state, update, devices, checkpoints, and the loop around them."""

@@ -10,6 +10,7 @@ from logit_laplace_jax import likelihoods
 from logit_laplace_jax.models.config import DVAEConfig
 from logit_laplace_jax.training.schedules import Schedule
 
+Init = Literal["openai", "data"]
 ParallelMode = Literal["auto", "pmap", "mesh", "single"]
 
 
@@ -39,7 +40,7 @@ class TrainConfig:
     """Everything that decides a run. The defaults are the paper's."""
 
     run_dir: str
-    """Folder of the run: configuration, metrics, checkpoints, pictures. An unfinished run goes on."""
+    """Folder of the run: configuration, metrics, checkpoints, pictures; the same again resumes."""
     data: str
     """Images: photos (embedded), folder:PATH (searched recursively) or tfds:NAME."""
     steps: int = 3_000_000
@@ -69,13 +70,17 @@ class TrainConfig:
     min_log_scale: float | None = None
     """Soft floor of ln b; None: no floor, as in the paper."""
     min_crop: float = 1.0
-    """Smallest training crop as a share of the short side; 1: the whole short side, as in the paper."""
+    """Smallest training crop as a share of the short side; 1, all of it, is the paper's."""
     eval_scale: float | None = None
     """Evaluate on all tiles of each image scaled by this; None: one centre crop an image."""
     eval_images: int | None = 2_048
     """Evaluate on at most this many crops; None: all."""
+    init: Init = "openai"
+    """Initial encoder: openai, or data: the same, normalised on a batch so that codes differ."""
+    init_logit_std: float = 3.0
+    """With init data: standard deviation of each code's logit over positions, in nats."""
     debug: bool = False
-    """Check shapes' values inside the step (ranges, NaN) at some cost in speed."""
+    """Check ranges and finiteness inside the step (checkify), at some cost in speed."""
     beta: Schedule = Schedule(0.0, 6.6, 5_000)
     """Weight of the KL."""
     temperature: Schedule = Schedule(1.0, 1.0 / 16.0, 150_000)
@@ -98,6 +103,10 @@ class TrainConfig:
             raise ValueError(f"seed must be below 2**32, got {self.seed}")
         if not 0.0 < self.min_crop <= 1.0:
             raise ValueError(f"min_crop must lie in (0, 1], got {self.min_crop}")
+        if self.init not in ("openai", "data"):
+            raise ValueError(f"init must be openai or data, got {self.init!r}")
+        if not self.init_logit_std > 0.0:
+            raise ValueError(f"init_logit_std must be positive, got {self.init_logit_std}")
         if self.eval_scale is not None and not 0.0 < self.eval_scale <= 1.0:
             raise ValueError(f"eval_scale must lie in (0, 1], got {self.eval_scale}")
         if self.eval_images is not None and self.eval_images < 1:

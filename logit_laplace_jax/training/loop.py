@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from logit_laplace_jax import pixels as pixel_maps
 from logit_laplace_jax.data import pipeline
 from logit_laplace_jax.evaluation import figures
+from logit_laplace_jax.models.data_init import normalise_encoder
 from logit_laplace_jax.training import config as configs
 from logit_laplace_jax.training import devices
 from logit_laplace_jax.training.checkpoints import Checkpoints
@@ -31,6 +34,9 @@ _IN_FLIGHT = 2
 _FLUSH_SECONDS = 1.0
 _SHEET = 12
 """Crops on a sheet of reconstructions."""
+
+_INIT_CROPS = 256
+"""Crops that a data-dependent initialisation looks at."""
 
 
 class RunError(ValueError):
@@ -98,15 +104,7 @@ class Run:
         """
         config = self.config
         _write_config(self.folder, config)
-        batches = pipeline.train_batches(
-            config.data,
-            image_size=config.image_size,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            channels=config.model.channels,
-            min_crop=config.min_crop,
-            data_dir=config.data_dir,
-        )
+        batches = train_stream(config, config.batch_size)
         with (
             Checkpoints(self.folder / "checkpoints", config.keep_checkpoints) as checkpoints,
             _signals() as caught,
@@ -115,6 +113,8 @@ class Run:
                 self.state, iterator_state = checkpoints.restore(self.state)
                 batches.set_state(iterator_state)
                 self.say(f"resuming  at step {int(self.state.step)}")
+            elif config.init == "data":
+                self.state = normalised_on_data(self.state)
             records = Records(self.folder, int(self.state.step))
             try:
                 self._updates(batches, checkpoints, records, caught)
@@ -192,6 +192,36 @@ class Run:
         crops = stack_crops(batches)
         chosen = crops[np.unique(np.linspace(0, len(crops) - 1, _SHEET).round().astype(int))]
         return figures.grid([chosen, np.asarray(reconstruct(state, chosen))], limit=_SHEET)
+
+
+def normalised_on_data(state: TrainState) -> TrainState:
+    """The state with its encoder normalised on training crops (``init`` data)."""
+    config = state.config
+    crops = training_crops(config, _INIT_CROPS)
+    x = pixel_maps.map_pixels(crops, config.eps)
+    params = normalise_encoder(config.model, state.params, x, config.init_logit_std)
+    return state.replace(params=params, ema_params=jax.tree.map(jnp.copy, params))
+
+
+def training_crops(config: TrainConfig, count: int) -> np.ndarray:
+    """The first crops of the training stream at that batch size: uint8 [count, S, S, C]."""
+    batches = train_stream(config, count)
+    crops = next(batches)["pixels"]
+    batches.close()
+    return crops
+
+
+def train_stream(config: TrainConfig, batch_size: int) -> pipeline.TrainBatches:
+    """The configuration's training crops in batches of another size."""
+    return pipeline.train_batches(
+        config.data,
+        image_size=config.image_size,
+        batch_size=batch_size,
+        seed=config.seed,
+        channels=config.model.channels,
+        min_crop=config.min_crop,
+        data_dir=config.data_dir,
+    )
 
 
 def held_out(config: TrainConfig, data: str | None = None) -> pipeline.EvalBatches:

@@ -6,14 +6,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from logit_laplace_jax.data import pipeline
 from logit_laplace_jax.data.augment import area_resize
 from logit_laplace_jax.data.errors import DataError
 from logit_laplace_jax.data.sources import open_source
 from logit_laplace_jax.evaluation import baselines, figures, metrics
 from logit_laplace_jax.training.config import TrainConfig
 from logit_laplace_jax.training.evaluate import reconstruct
-from logit_laplace_jax.training.loop import Run, held_out, stack_crops
+from logit_laplace_jax.training.loop import Run, held_out, stack_crops, training_crops
 from logit_laplace_jax.training.state import TrainState
 
 _WHOLE_IMAGES = 4
@@ -98,17 +97,7 @@ def compare(
     rebuilt = np.concatenate(
         [np.asarray(reconstruct(state, part)) for part in _parts(crops, config.batch_size)]
     )
-    batches = pipeline.train_batches(
-        config.data,
-        image_size=config.image_size,
-        batch_size=512,
-        seed=config.seed,
-        channels=config.model.channels,
-        min_crop=config.min_crop,
-        data_dir=config.data_dir,
-    )
-    train = next(batches)["pixels"]
-    batches.close()
+    train = training_crops(config, 512)
     bits = f"{np.log2(codes):.0f} bits a token"
     rows = {
         "dvae": ("this model, hard codes", rebuilt, bits),

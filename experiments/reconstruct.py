@@ -1,0 +1,74 @@
+"""Reconstructs images with a trained run: originals on the left, reconstructions on the right.
+
+python experiments/reconstruct.py RUN_DIR IMAGE... [--options]
+"""
+
+import dataclasses
+from pathlib import Path
+
+from _cli import fail, one_line_errors, parse, quiet, run_script
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Command line of reconstruct.py."""
+
+    run_dir: Path
+    """Run directory that train.py wrote."""
+    images: tuple[Path, ...]
+    """Image files: JPEG, PNG, WebP, TIFF, BMP, or the first frame of a GIF."""
+    longest_side: int = 512
+    """Larger images are area-resized until their longest side has this many pixels."""
+    output: Path | None = None
+    """Folder for the PNGs; default: RUN_DIR/reconstructions."""
+    enlarge: int = 1
+    """Enlarge the pictures by this whole factor, with sharp pixels."""
+
+
+def main(args: list[str]) -> None:
+    """Reads the run and the images, writes one PNG an image."""
+    import tyro
+
+    options = parse(
+        Options,
+        args,
+        prog="reconstruct.py",
+        description=__doc__,
+        config=(tyro.conf.PositionalRequiredArgs,),
+    )
+    quiet()
+    import numpy as np
+
+    from logit_laplace_jax.data import images
+    from logit_laplace_jax.evaluation import figures, metrics
+    from logit_laplace_jax.training import checkpoints, evaluate, loop, report
+
+    if options.enlarge < 1 or options.longest_side < 1:
+        fail("--enlarge and --longest-side must be 1 or more")
+    if not options.images:
+        fail("name at least one image: reconstruct.py RUN_DIR IMAGE...")
+    with one_line_errors(ValueError, checkpoints.CheckpointError):
+        state = loop.load(options.run_dir, print)
+        channels = state.config.model.channels
+        originals = [_decode(images, path, channels) for path in options.images]
+    folder = options.output or options.run_dir / "reconstructions"
+    for path, original in zip(options.images, originals, strict=True):
+        factor = state.config.model.downsampling
+        image = report.fit(original, factor, 1.0, options.longest_side)
+        rebuilt = np.asarray(evaluate.reconstruct(state, image[None]))
+        decibels = float(metrics.psnr(metrics.mean_squared_error(rebuilt, image[None] / 255.0))[0])
+        target = folder / f"{path.stem}_step{int(state.step)}.png"
+        figures.save_png(target, figures.side_by_side(image, rebuilt[0]), options.enlarge)
+        size = f"{image.shape[1]} x {image.shape[0]}"
+        print(f"{target}: {size} pixels, PSNR {decibels:.2f} dB")
+
+
+def _decode(images, path: Path, channels: int):
+    try:
+        return images.decode(path, channels)
+    except ValueError as error:
+        fail(f"{path}: {error}")
+
+
+if __name__ == "__main__":
+    run_script(main)

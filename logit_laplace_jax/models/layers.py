@@ -1,0 +1,156 @@
+"""The layers that encoder and decoder share: convolution, 2x2 max-pooling, 2x upsampling.
+
+All images are NHWC.
+"""
+
+import math
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def float32_precision() -> lax.Precision | None:
+    """Multiplication precision for convolutions that must not be rounded to 16 bits.
+
+    Without it a TPU multiplies float32 operands as bfloat16. HIGH is three bfloat16 passes there
+    and TF32 on a GPU; a precision that the user set for the whole program comes first.
+    """
+    if jax.config.jax_default_matmul_precision is None:  # type: ignore[attr-defined]
+        return lax.Precision.HIGH
+    return None
+
+
+class Conv(nn.Module):
+    """A stride-1 convolution with SAME padding, initialised as OpenAI's.
+
+    Parameters: ``kernel`` float32 [k, k, n_in, n_out], normal with standard deviation
+    1/sqrt(n_in k^2); ``bias`` float32 [n_out], zeros.
+
+    Attributes:
+      n_in: channels of the input.
+      n_out: channels of the output.
+      kernel_size: odd side k of the kernel.
+      dtype: dtype in which the operands are multiplied.
+      out_dtype: dtype of the result, ``dtype`` if None; a 1x1 accumulates straight into it.
+      precision: passed on to XLA.
+
+    Example:
+      >>> conv = Conv(n_in=3, n_out=8, kernel_size=7)
+      >>> y, variables = conv.init_with_output(jax.random.key(0), jnp.ones((1, 4, 6, 3)))
+      >>> y.shape, variables["params"]["kernel"].shape
+      ((1, 4, 6, 8), (7, 7, 3, 8))
+
+    Source: openai/DALL-E ``utils.py``, class ``Conv2d`` (there OIHW, named ``w`` and ``b``).
+    """
+
+    n_in: int
+    n_out: int
+    kernel_size: int
+    dtype: jnp.dtype = jnp.dtype("float32")
+    out_dtype: jnp.dtype | None = None
+    precision: lax.Precision | None = None
+
+    def setup(self) -> None:  # noqa: D102 (Flax's hook)
+        k = self.kernel_size
+        stddev = 1 / math.sqrt(self.n_in * k**2)
+        self.kernel = self.param(
+            "kernel", nn.initializers.normal(stddev), (k, k, self.n_in, self.n_out), jnp.float32
+        )
+        self.bias = self.param("bias", nn.initializers.zeros, (self.n_out,), jnp.float32)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Convolves x [B, H, W, n_in] to [B, H, W, n_out] in ``out_dtype``."""
+        chex.assert_shape(x, (None, None, None, self.n_in))
+        out_dtype = self.out_dtype or self.dtype
+        x = x.astype(self.dtype)
+        kernel = self.kernel.astype(self.dtype)
+        if self.kernel_size == 1:
+            # The same numbers as a convolution; XLA's CPU backend runs the product much faster.
+            y = lax.dot_general(
+                x,
+                kernel[0, 0],
+                (((3,), (0,)), ((), ())),
+                precision=self.precision,
+                preferred_element_type=out_dtype,
+            )
+        else:
+            if self.n_in == 3:
+                # A fourth channel of zeros changes nothing; XLA's CPU backend has no fast path for
+                # three, and the 7x7 of an RGB image was seven times slower.
+                x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, 1)))
+                kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, 1), (0, 0)))
+            y = lax.conv_general_dilated(
+                x,
+                kernel,
+                window_strides=(1, 1),
+                padding="SAME",
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                precision=self.precision,
+            ).astype(out_dtype)
+        return y + self.bias.astype(out_dtype)[None, None, None]
+
+    def lookup(self, indices: jax.Array) -> jax.Array:
+        """The 1x1 convolution of one-hot inputs, as a gather: [B, h, w] int to [B, h, w, n_out].
+
+        An index outside [0, n_in) gives NaN, not a neighbour's row.
+        """
+        if self.kernel_size != 1:
+            raise ValueError(f"lookup needs a 1x1 kernel, this one is {self.kernel_size} wide")
+        rows = self.kernel[0, 0].astype(self.dtype)
+        rows = rows.at[indices].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        return rows + self.bias.astype(self.dtype)[None, None, None]
+
+
+def _windows(x: jax.Array) -> jax.Array:
+    """[B, H, W, C] -> [B, H/2, 2, W/2, 2, C]: the 2x2 windows on axes 2 and 4."""
+    b, h, w, c = x.shape
+    return x.reshape(b, h // 2, 2, w // 2, 2, c)
+
+
+@jax.custom_jvp
+def max_pool(x: jax.Array) -> jax.Array:
+    """The largest value of every 2x2 window: [B, H, W, C] to [B, H/2, W/2, C], any float dtype.
+
+    Where values tie, the gradient goes to the first of them in row order, as in torch. (Ties are
+    common: flat regions of an image give equal neighbours.)
+
+    Example:
+      >>> x = jnp.arange(8.0).reshape(1, 2, 4, 1)
+      >>> max_pool(x)[0, 0, :, 0].tolist()
+      [5.0, 7.0]
+    """
+    return nn.max_pool(x, (2, 2), (2, 2))
+
+
+@max_pool.defjvp
+def _max_pool_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    # reduce_window's own gradient is select_and_scatter, which XLA's CPU backend runs slowly, and
+    # reduce_max shares a tie out. A masked sum is linear, and its transpose is one masked copy.
+    # The barrier keeps XLA from computing x again inside each of its consumers here.
+    (x,), (dx,) = primals, tangents
+    x = lax.optimization_barrier(x)
+    y = max_pool(x)
+    first = x[:, 0::2, 0::2] == y
+    second = (x[:, 0::2, 1::2] == y) & ~first
+    third = (x[:, 1::2, 0::2] == y) & ~(first | second)
+    fourth = ~(first | second | third)  # also where y is NaN, so that the gradient goes somewhere
+    winner = jnp.stack([jnp.stack([first, second], 3), jnp.stack([third, fourth], 3)], 2)
+    windows = _windows(dx)
+    return y, jnp.sum(jnp.where(winner, windows, jnp.zeros_like(windows)), axis=(2, 4))
+
+
+def upsample(x: jax.Array) -> jax.Array:
+    """Nearest-neighbour doubling: [B, h, w, C] to [B, 2h, 2w, C].
+
+    Example:
+      >>> upsample(jnp.array([[1.0, 2.0]])[None, :, :, None])[0, :, :, 0].tolist()
+      [[1.0, 1.0, 2.0, 2.0], [1.0, 1.0, 2.0, 2.0]]
+    """
+    b, h, w, c = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
+    return x.reshape(b, 2 * h, 2 * w, c)

@@ -1,0 +1,512 @@
+"""train.py, evaluate.py and reconstruct.py as a user runs them."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from logit_laplace_jax.training import loop, records
+
+ROOT = Path(__file__).parents[2]
+EXPERIMENTS = ROOT / "experiments"
+STEPS = 80
+TIMING = {"images_per_second", "data_wait_share"}
+
+# --- Running scripts -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Compile at once rather than well, in this process too."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder of images, and one for compiled functions that all processes share."""
+    root = tmp_path_factory.mktemp("place")
+    for split, count in (("train", 3), ("val", 2)):
+        (root / "images" / split).mkdir(parents=True)
+        for i in range(count):
+            y, x = np.mgrid[:20, :24]
+            pixels = np.stack([8 * y + 20 * i, 6 * x, 5 * (x + y)], axis=-1).astype(np.uint8)
+            Image.fromarray(pixels).save(root / "images" / split / f"{i}.png")
+    return root
+
+
+def options(place, run_dir):
+    """A tiny run on the folder of images, on one device."""
+    return [
+        "smoke",
+        f"--run-dir={run_dir}",
+        f"--data=folder:{place / 'images'}",
+        f"--steps={STEPS}",
+        "--batch-size=4",
+        "--image-size=8",
+        "--parallel=single",
+        "--eval-every=40",
+        "--checkpoint-every=10",
+        "--eval-scale=1.0",
+        "--eval-images=6",
+        "--model.n-hid=4",
+        "--model.n-init=4",
+        "--model.vocab-size=8",
+    ]
+
+
+def environment(place, devices=1):
+    """This process's, on so many simulated devices, compiling at once rather than well."""
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "NPROC": "8",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(place / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+
+def start(place, script, *args, devices=1):
+    return subprocess.Popen(
+        [sys.executable, str(EXPERIMENTS / script), *map(str, args)],
+        cwd=ROOT,
+        env=environment(place, devices),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process):
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, capfd):
+    """Run a script's main in this process (four devices), in an empty folder.
+
+    Returns a function of script and arguments that gives exit status, stdout, stderr and the
+    files that were written, removed or changed under the folder.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+
+    def run(script, *args):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, args)])
+        spec = importlib.util.spec_from_file_location(f"script_{script[:-3]}", EXPERIMENTS / script)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)
+        before = snapshot(tmp_path)
+        capfd.readouterr()
+        status = 0
+        try:
+            spec.loader.exec_module(module)
+            module.run_script(module.main)
+        except SystemExit as stop:
+            status = stop.code or 0
+        out, err = capfd.readouterr()
+        after = snapshot(tmp_path)
+        changed = {str(p) for p in before.keys() | after.keys() if before.get(p) != after.get(p)}
+        return status, out, err, changed
+
+    return run
+
+
+def snapshot(folder):
+    return {
+        p.relative_to(folder): p.read_bytes() if p.is_file() else b"" for p in folder.rglob("*")
+    }
+
+
+def assert_refused(result, *words, script):
+    status, _, err, changed = result
+    assert status == 2, err
+    assert len(err.splitlines()) == 1, err
+    assert err.startswith(f"{script}: error: ")
+    assert len(err) > len(f"{script}: error: ") + 10
+    for word in words:
+        assert word in err
+    assert changed == set()
+
+
+# --- Help ------------------------------------------------------------------------------------
+
+HELP = {
+    "train.py": [
+        *("run-dir", "steps", "batch-size", "image-size", "seed", "likelihood", "parallel"),
+        *("eval-every", "checkpoint-every", "data", "min-log-scale", "debug", "beta.start"),
+        *("temperature.steps", "learning-rate.shape", "optimizer.ema-decay", "model.vocab-size"),
+    ],
+    "evaluate.py": ["data", "json"],
+    "reconstruct.py": ["longest-side", "output", "enlarge"],
+}
+
+
+@pytest.mark.parametrize("script", HELP)
+def test_help_names_every_option(here, script):
+    status, out, err, changed = here(script, "--help")
+    assert (status, err, changed) == (0, "", set())
+    for option in HELP[script]:
+        assert f"--{option}" in out, option
+    if script == "train.py":
+        for words in ("photos", "smoke", "cifar10", "imagenet64", "dalle", "pmap", "mesh"):
+            assert words in out
+        for words in ("folder:PATH", "tfds:NAME", "pixels", "Updates", "default: 100"):
+            assert words in out
+    else:
+        assert "RUN" in out
+
+
+@pytest.mark.parametrize("preset", ["smoke", "dalle"])
+def test_help_of_a_preset_shows_its_defaults(here, preset):
+    status, out, _, _ = here("train.py", preset, "--help")
+    assert status == 0
+    assert {"smoke": "default: 8)", "dalle": "default: 3000000)"}[preset] in out
+
+
+# --- Mistakes --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["smok"], ["'smok'", "smoke", "dalle"]),
+        (["smoke", "--image-size", "17"], ["17 x 17", "multiples of 2"]),
+        (["dalle", "--image-size", "100"], ["100 x 100", "multiples of 8"]),
+        (["smoke", "--parallel", "pmap", "--batch-size", "6"], ["batch size 6", "4 devices"]),
+        (["smoke", "--parallel", "mesh", "--batch-size", "6"], ["batch size 6", "4 devices"]),
+        (["smoke", "--parallel", "warp"], ["warp", "pmap"]),
+        (["smoke", "--no-such-option", "1"], ["--no-such-option"]),
+        (["smoke", "--steps", "many"], ["many", "steps"]),
+        (["smoke", "--steps"], ["steps"]),
+        (["smoke", "--steps", "0"], ["steps must be 1 or more"]),
+        (["smoke", "--batch-size", "0"], ["batch_size must be 1 or more"]),
+        (["smoke", "--seed", "-1"], ["seed must be 0 or more"]),
+        (["smoke", "--likelihood", "gauss"], ["unknown likelihood 'gauss'"]),
+        (["smoke", "--eps", "0.5"], ["eps", "0.5"]),
+        (["smoke", "--model.n-hid", "6"], ["n_hid must be a multiple of 4"]),
+        (["smoke", "--temperature.end", "0"], ["temperature must stay above 0"]),
+        (["smoke", "--data", "folder:missing"], ["missing", "does not exist"]),
+        (["smoke", "--data", "folder:."], ["no image"]),
+        (["smoke", "--data", "nothing"], ["'nothing'", "photos", "tfds:NAME"]),
+        (["smoke", "--data", "tfds:no_such_set", "--data-dir", "tf"], ["'no_such_set'"]),
+        (["extra", "words"], ["'extra'"]),
+        (["smoke", "words"], ["words"]),
+    ],
+    ids=" ".join,
+)
+def test_train_refuses_in_one_line(here, args, words):
+    result = here("train.py", *args, *([] if args[0] == "smok" else ["--run-dir", "run"]))
+    assert_refused(result, *words, script="train.py")
+
+
+def test_one_line_in_a_process_of_its_own(place, tmp_path):
+    # Beside what is printed here, libraries' notes at start-up and at exit would show.
+    args = ["smoke", f"--run-dir={tmp_path / 'run'}", "--batch-size=6", "--parallel=pmap"]
+    batch = start(place, "train.py", *args, devices=4)
+    folder = start(
+        place, "train.py", "smoke", f"--run-dir={tmp_path / 'run'}", f"--data=folder:{tmp_path}/no"
+    )
+    for process, words in ((batch, "batch size 6"), (folder, "does not exist")):
+        status, _, err = finish(process)
+        assert_refused((status, "", err, set()), words, script="train.py")
+    assert not list(tmp_path.iterdir())
+
+
+def test_train_refuses_a_foreign_folder(here, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    result = here("train.py", "smoke", "--run-dir", "thesis")
+    assert_refused(result, "thesis", "not empty", script="train.py")
+
+
+@pytest.mark.parametrize(
+    ("script", "args", "words"),
+    [
+        ("evaluate.py", [], ["run"]),
+        ("evaluate.py", ["nowhere"], ["nowhere", "not a run directory"]),
+        ("evaluate.py", [".", "--data", "photos"], ["not a run directory"]),
+        ("evaluate.py", ["--no-such-option"], ["--no-such-option"]),
+        ("reconstruct.py", [], ["Run directory"]),
+        ("reconstruct.py", ["nowhere", "a.png"], ["nowhere", "not a run directory"]),
+        ("reconstruct.py", ["nowhere"], ["image"]),
+        ("reconstruct.py", ["nowhere", "a.png", "--enlarge", "0"], ["--enlarge"]),
+        ("reconstruct.py", ["nowhere", "a.png", "--longest-side", "0"], ["--longest-side"]),
+        ("reconstruct.py", ["nowhere", "a.png", "--enlarge", "big"], ["big"]),
+    ],
+)
+def test_other_scripts_refuse_in_one_line(here, script, args, words):
+    assert_refused(here(script, *args), *words, script=script)
+
+
+# --- A run, broken and unbroken --------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def reference(place):
+    """A run that nothing disturbed, in a process of its own."""
+    status, out, err = finish(start(place, "train.py", *options(place, place / "reference")))
+    assert status == 0, err
+    return place / "reference", out
+
+
+def without_timing(folder):
+    rows = records.read(folder / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if k not in TIMING} for row in rows]
+
+
+def assert_same_run(folder, reference):
+    got, want = loop.load(folder), loop.load(reference)
+    assert int(got.step) == STEPS
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        (got.step, got.params, got.ema_params, got.opt_state),
+        (want.step, want.params, want.ema_params, want.opt_state),
+    )
+    rows = without_timing(folder)
+    assert [r["step"] for r in rows if r["split"] == "train"] == list(range(1, STEPS + 1))
+    assert rows == without_timing(reference)
+    assert (folder / "summary.json").read_bytes() == (reference / "summary.json").read_bytes()
+    for picture in (reference / "reconstructions").iterdir():
+        assert (folder / "reconstructions" / picture.name).read_bytes() == picture.read_bytes()
+
+
+def interrupt(place, folder, number, after):
+    """Starts or resumes a run, and sends it a signal soon after a checkpoint past `after`."""
+    process = start(place, "train.py", *options(place, folder))
+    deadline = time.monotonic() + 240
+
+    def saved():
+        with contextlib.suppress(FileNotFoundError):
+            names = [p.name for p in (folder / "checkpoints").iterdir()]
+            return max((int(name) for name in names if name.isdigit()), default=0)
+        return 0
+
+    while saved() < after and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    # Somewhere between two checkpoints, or in the middle of one: never the same place twice.
+    time.sleep(random.uniform(0, 0.05))
+    process.send_signal(number)
+    return finish(process)
+
+
+def test_the_directory(reference):
+    folder, out = reference
+    assert {p.name for p in folder.iterdir()} >= {
+        *("config.json", "metrics.jsonl", "checkpoints", "reconstructions", "tensorboard"),
+    }
+    for row in records.read(folder / "metrics.jsonl"):
+        assert {"step", "split"} <= row.keys()
+    assert "PSNR" in out
+    assert f"evaluate.py {folder}" in out
+
+
+def test_killed_twice_and_resumed_is_unbroken(place, reference, tmp_path):
+    for after in (10, 40):
+        status, out, err = interrupt(place, tmp_path / "run", signal.SIGKILL, after)
+        assert status == -signal.SIGKILL, (out, err)
+    status, out, err = finish(start(place, "train.py", *options(place, tmp_path / "run")))
+    assert status == 0, err
+    assert "resuming" in out
+    assert_same_run(tmp_path / "run", reference[0])
+
+
+def test_signals_save_and_say_so(place, reference, tmp_path):
+    folder = tmp_path / "run"
+    for number, expected, after in ((signal.SIGTERM, 143, 10), (signal.SIGINT, 130, 40)):
+        status, out, err = interrupt(place, folder, number, after)
+        assert (status, err) == (expected, ""), (out, err)
+        last = out.splitlines()[-1]
+        assert f"stopped by {number.name} after step" in last
+        step = int(last.split("after step ")[1].split(";")[0])
+        # Nothing is lost: the checkpoint and the last row are of that very step.
+        assert (folder / "checkpoints" / str(step)).is_dir()
+        assert without_timing(folder)[-1]["step"] == step
+    status, out, err = finish(start(place, "train.py", *options(place, folder)))
+    assert status == 0, err
+    assert f"resuming  at step {step}" in out
+    assert_same_run(folder, reference[0])
+
+
+def test_the_same_command_on_a_finished_run_changes_nothing(place, reference):
+    folder = reference[0]
+    before = snapshot(folder)
+    status, out, err = finish(start(place, "train.py", *options(place, folder)))
+    after = snapshot(folder)
+    assert status == 0, err
+    assert "complete" in out
+    changed = {str(p) for p in before.keys() | after.keys() if before.get(p) != after.get(p)}
+    assert changed == set()
+
+
+def test_another_configuration_is_refused(here, place, reference, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(reference[0], folder)
+    args = [*options(place, folder), "--seed=4", "--model.n-hid=8"]
+    words = ("seed: 0 there, 4 here", "model.n_hid: 4 there, 8 here", "--run-dir")
+    assert_refused(here("train.py", *args), *words, script="train.py")
+
+
+def test_a_damaged_checkpoint_is_refused(here, place, reference, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(reference[0], folder)
+    args = options(place, folder)
+    for path in (folder / "checkpoints" / str(STEPS)).rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    image = next((place / "images").rglob("*.png"))
+    for script, rest in (
+        ("train.py", args),
+        ("evaluate.py", [folder]),
+        ("reconstruct.py", [folder, image]),
+    ):
+        status, _, err, _ = here(script, *rest)
+        assert status == 2
+        assert len(err.splitlines()) == 1, err
+        assert f"checkpoint {STEPS}" in err
+
+
+def test_a_loss_that_is_not_finite_is_status_1(place, tmp_path):
+    # Steps this large overflow at once.
+    args = [*options(place, tmp_path / "run"), "--learning-rate.start=1e30"]
+    status, _, err = finish(start(place, "train.py", *args))
+    assert status == 1
+    assert len(err.splitlines()) == 1, err
+    assert "the last good step is" in err
+    assert "checkpoint" in err
+    rows = without_timing(tmp_path / "run")
+    assert rows[-1]["loss"] is None
+    good = int(err.split("the last good step is ")[1].split(",")[0])
+    assert rows[-1]["step"] == good + 1
+
+
+# --- evaluate.py -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def evaluated(place, reference):
+    target = place / "evaluated.json"
+    process = start(place, "evaluate.py", reference[0], reference[0], f"--json={target}")
+    status, out, err = finish(process)
+    assert status == 0, err
+    return target, out
+
+
+def test_evaluate_equals_the_last_validation_row(reference, evaluated):
+    rows = [row for row in without_timing(reference[0]) if row["split"] == "validation"]
+    expected = {name: value for name, value in rows[-1].items() if name != "split"}
+    assert expected["step"] == STEPS
+    results = json.loads(evaluated[0].read_text())
+    assert results == {str(reference[0]): expected}
+    for words in ("PSNR", "ELBO", "perplexity", f"step {STEPS}", f"{expected['psnr']:.4f}"):
+        assert words in evaluated[1]
+
+
+def test_evaluate_overwrites_nothing(here, reference, tmp_path):
+    (tmp_path / "old.json").write_text("{}")
+    result = here("evaluate.py", reference[0], "--json", "old.json")
+    assert_refused(result, "old.json exists", script="evaluate.py")
+
+
+@pytest.mark.parametrize("target", ["no/such/folder.json", "file/below.json"])
+def test_evaluate_refuses_a_file_that_it_cannot_write(here, reference, tmp_path, target):
+    (tmp_path / "file").write_text("")
+    result = here("evaluate.py", reference[0], "--json", target)
+    assert_refused(result, target.split("/")[0], script="evaluate.py")
+    assert "PSNR" not in result[1]  # before anything long starts
+
+
+def test_evaluate_on_other_images(here, reference):
+    result = here("evaluate.py", reference[0], "--data", "folder:missing")
+    assert_refused(result, "missing", "does not exist", script="evaluate.py")
+
+
+# --- reconstruct.py --------------------------------------------------------------------------
+
+
+def test_reconstruct_writes_pictures_of_the_right_size(here, place, reference, tmp_path):
+    rng = np.random.default_rng(0)
+    # Odd sides are cut to a multiple of 2, the model's downsampling; long ones are shrunk.
+    cases = {"odd": ((17, 23), (22, 16)), "long": ((20, 80), (40, 10)), "grey": ((8, 8), (8, 8))}
+    for name, ((height, width), _) in cases.items():
+        pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels if name != "grey" else pixels[..., 0]).save(f"{name}.png")
+    status, out, err, changed = here(
+        "reconstruct.py",
+        reference[0],
+        *(f"{name}.png" for name in cases),
+        *("--longest-side", "40", "--output", "pictures", "--enlarge", "3"),
+    )
+    assert (status, err) == (0, "")
+    assert changed == {"pictures", *(f"pictures/{name}_step{STEPS}.png" for name in cases)}
+    for name, (_, (width, height)) in cases.items():
+        picture = np.asarray(Image.open(f"pictures/{name}_step{STEPS}.png"))
+        # Original and reconstruction with a gap of two pixels, three times as large.
+        assert picture.shape == (3 * height, 3 * (2 * width + 2), 3)
+        assert f"{width} x {height} pixels, PSNR" in out
+    left = np.asarray(Image.open(f"pictures/odd_step{STEPS}.png"))[::3, : 3 * 22 : 3]
+    np.testing.assert_array_equal(left, np.asarray(Image.open("odd.png"))[:16, :22])
+
+
+def test_reconstruct_goes_into_the_run_by_default(here, place, reference, tmp_path):
+    shutil.copytree(reference[0], tmp_path / "run")
+    image = place / "images" / "val" / "0.png"
+    status, _, err, changed = here("reconstruct.py", "run", image)
+    assert (status, err) == (0, "")
+    assert changed == {f"run/reconstructions/0_step{STEPS}.png"}
+
+
+def test_reconstruct_keeps_images_of_equal_names_apart(here, place, reference, tmp_path):
+    images = [place / "images" / split / "0.png" for split in ("train", "val")]
+    status, out, err, changed = here("reconstruct.py", reference[0], *images, "--output", "out")
+    if status == 2:  # refusing is as good
+        assert_refused((status, out, err, changed), "0.png", script="reconstruct.py")
+    else:
+        assert len(changed - {"out"}) == 2
+
+
+def test_reconstruct_overwrites_nothing(here, place, reference, tmp_path):
+    image = place / "images" / "val" / "0.png"
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / f"0_step{STEPS}.png").write_bytes(b"something else")
+    here("reconstruct.py", reference[0], image, "--output", "out")
+    assert (tmp_path / "out" / f"0_step{STEPS}.png").read_bytes() == b"something else"
+
+
+@pytest.mark.parametrize("case", ["junk", "empty", "missing", "folder"])
+def test_reconstruct_refuses_an_unreadable_image(here, place, reference, tmp_path, case):
+    path = tmp_path / "bad.png"
+    if case == "junk":
+        path.write_bytes(b"no image")
+    elif case == "empty":
+        path.write_bytes(b"")
+    elif case == "folder":
+        path.mkdir()
+    good = place / "images" / "val" / "0.png"
+    result = here("reconstruct.py", reference[0], good, path, "--output", "out")
+    assert_refused(result, "bad.png", script="reconstruct.py")
+
+
+def test_reconstruct_refuses_an_output_that_is_a_file(here, place, reference, tmp_path):
+    (tmp_path / "out").write_text("")
+    image = place / "images" / "val" / "0.png"
+    result = here("reconstruct.py", reference[0], image, "--output", "out")
+    assert_refused(result, "out", script="reconstruct.py")

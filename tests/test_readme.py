@@ -1,0 +1,41 @@
+"""The README's code runs, and its commands and links point at things that exist."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_ten_lines_train_a_model():
+    (code,) = re.findall(r"```python\n(import jax\n.*?)```", README, re.DOTALL)
+    maps = jnp.array([0.0, 0.0, 0.0, -1.0, -1.0, -1.0])
+    model = SimpleNamespace(
+        apply=lambda params, x: jnp.broadcast_to(maps + params, (*x.shape[:-1], 6))
+    )
+    scope = {"model": model}
+    exec(code, scope)
+    pixels = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8))
+    loss, slope = jax.value_and_grad(scope["loss_fn"])(0.0, pixels)
+    assert loss.shape == ()
+    assert np.isfinite(loss)
+    assert float(slope) != 0
+    assert float(scope["reconstruct"](jnp.zeros(()))) == 0.5
+
+
+@pytest.mark.parametrize("script", sorted(set(re.findall(r"experiments/\w+\.py", README))))
+def test_named_scripts_exist(script):
+    assert (ROOT / script).is_file()
+
+
+def test_ci_runs_the_readme_test_line():
+    line = re.search(r"<!-- test line -->\n```sh\n(.*)\n```", README)
+    assert line is not None
+    assert line.group(1).startswith("python3 -m venv .venv && ")
+    assert "<!-- test line -->" in (ROOT / ".ci/run").read_text(encoding="utf-8")
