@@ -55,6 +55,8 @@ def main(args: list[str]) -> None:
         fail("name at least one run directory: evaluate.py RUN_DIR...")
     if options.json is not None and options.json.exists():
         fail(f"{options.json} exists; choose another --json file")
+    if options.json is not None and not options.json.parent.is_dir():
+        fail(f"{options.json.parent} is not a folder; make it, or choose another --json file")
     results = {}
     for folder in options.run_dirs:
         with one_line_errors(ValueError, checkpoints.CheckpointError):

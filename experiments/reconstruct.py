@@ -4,6 +4,7 @@ python experiments/reconstruct.py RUN_DIR IMAGE... [--options]
 """
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 from _cli import fail, one_line_errors, parse, quiet, run_script
@@ -47,20 +48,31 @@ def main(args: list[str]) -> None:
         fail("--enlarge and --longest-side must be 1 or more")
     if not options.images:
         fail("name at least one image: reconstruct.py RUN_DIR IMAGE...")
+    folder = options.output or options.run_dir / "reconstructions"
+    if folder.exists() and not folder.is_dir():
+        fail(f"{folder} is a file; choose another --output folder")
     with one_line_errors(ValueError, checkpoints.CheckpointError):
         state = loop.load(options.run_dir, print)
-        channels = state.config.model.channels
-        originals = [_decode(images, path, channels) for path in options.images]
-    folder = options.output or options.run_dir / "reconstructions"
-    for path, original in zip(options.images, originals, strict=True):
+    targets = _targets(options.images, folder, int(state.step))
+    originals = [_decode(images, path, state.config.model.channels) for path in options.images]
+    for target, original in zip(targets, originals, strict=True):
         factor = state.config.model.downsampling
         image = report.fit(original, factor, 1.0, options.longest_side)
         rebuilt = np.asarray(evaluate.reconstruct(state, image[None]))
         decibels = float(metrics.psnr(metrics.mean_squared_error(rebuilt, image[None] / 255.0))[0])
-        target = folder / f"{path.stem}_step{int(state.step)}.png"
         figures.save_png(target, figures.side_by_side(image, rebuilt[0]), options.enlarge)
         size = f"{image.shape[1]} x {image.shape[0]}"
         print(f"{target}: {size} pixels, PSNR {decibels:.2f} dB")
+
+
+def _targets(paths: tuple[Path, ...], folder: Path, step: int) -> list[Path]:
+    """A file for each image that does not exist yet; images of equal name are numbered."""
+    targets: list[Path] = []
+    for path in paths:
+        name = f"{path.stem}_step{step}"
+        numbered = (folder / f"{name}{f'_{i}' if i else ''}.png" for i in itertools.count())
+        targets.append(next(t for t in numbered if t not in targets and not t.exists()))
+    return targets
 
 
 def _decode(images, path: Path, channels: int):

@@ -1,3 +1,17 @@
+"""The default: real photographs from scikit-image's wheel, two CPU cores, minutes.
+
+    python experiments/train.py
+
+Crops of 32 x 32 at half the photographs' size and below, f = 4, 128 codes (7 bits a token); chelsea
+and coffee are held out. Expected on two CPU cores: some 3 minutes, held-out PSNR above 22 dB
+through the hard codes, between a third and a half of the codes in use.
+
+What differs from the paper, and why: the encoder is normalised on data first (init), because so
+short a run cannot recover from a collapsed codebook; the KL's weight is constant at 2, the same as
+a weight of 8 at the paper's f = 8, for it is the early KL that keeps codes alive; the step size is
+thirty times the paper's, for a model a thousand times smaller; ln b has a floor.
+"""
+
 from logit_laplace_jax.models.config import DVAEConfig
 from logit_laplace_jax.training.config import OptimizerConfig, TrainConfig
 from logit_laplace_jax.training.schedules import Schedule
@@ -5,18 +19,21 @@ from logit_laplace_jax.training.schedules import Schedule
 CONFIG = TrainConfig(
     run_dir="runs/photos",
     data="photos",
-    steps=100,
+    steps=2_000,
     batch_size=16,
     image_size=32,
-    eval_every=50,
-    checkpoint_every=50,
+    eval_every=500,
+    checkpoint_every=500,
     log_every=1,
     min_log_scale=-5.0,
     min_crop=0.2,
     eval_scale=0.5,
-    beta=Schedule(0.0, 0.0),
-    temperature=Schedule(1.0, 1 / 16),
+    eval_images=None,
+    init="data",
+    init_logit_std=3.0,
+    beta=Schedule(2.0, 2.0),
+    temperature=Schedule(1.0, 1.0 / 16.0),
     learning_rate=Schedule(3e-3, 5e-5),
-    optimizer=OptimizerConfig(ema_decay=0.98),
-    model=DVAEConfig(group_count=3, n_hid=16, n_blk_per_group=1, vocab_size=512, n_init=32),
+    optimizer=OptimizerConfig(ema_decay=0.99),
+    model=DVAEConfig(group_count=3, n_hid=24, n_blk_per_group=1, vocab_size=128, n_init=64),
 )

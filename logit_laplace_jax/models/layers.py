@@ -77,11 +77,6 @@ class Conv(nn.Module):
                 preferred_element_type=out_dtype,
             )
         else:
-            if self.n_in == 3:
-                # A fourth channel of zeros changes nothing; XLA's CPU backend has no fast path for
-                # three, and the 7x7 of an RGB image was seven times slower.
-                x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, 1)))
-                kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, 1), (0, 0)))
             y = lax.conv_general_dilated(
                 x,
                 kernel,

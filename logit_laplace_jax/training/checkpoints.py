@@ -33,15 +33,21 @@ class Checkpoints:
     """The ``checkpoints/`` folder of a run. Use as a context manager: leaving waits for writes.
 
     Args:
-      folder: made if it does not exist.
-      keep: how many of the latest checkpoints stay.
+      folder: where they stand.
+      keep: how many of the latest checkpoints stay; None: all.
+      create: make the folder if it does not exist.
+
+    Raises:
+      CheckpointError: the folder does not exist and is not to be made.
     """
 
-    def __init__(self, folder: Path, keep: int = 3):
+    def __init__(self, folder: Path, keep: int | None = None, create: bool = True):
+        if not create and not folder.is_dir():
+            raise CheckpointError(f"no complete checkpoint yet: {folder} does not exist")
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save
         self.folder = folder.resolve()
         self._manager = ocp.CheckpointManager(
-            self.folder, options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+            self.folder, options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=create)
         )
 
     def __enter__(self) -> Self:
@@ -72,7 +78,7 @@ class Checkpoints:
         if step == self.latest:
             return
         # A copy on the host: the next step donates, and so overwrites, the state's buffers.
-        arrays = jax.tree.map(np.asarray, _arrays(state))
+        arrays = jax.tree.map(np.array, _arrays(state))
         self._manager.save(
             step,
             args=ocp.args.Composite(

@@ -35,6 +35,7 @@ _FLUSH_SECONDS = 1.0
 _SHEET = 12
 """Crops on a sheet of reconstructions."""
 
+_CONFIG_PART = "config.json.part"
 _INIT_CROPS = 256
 """Crops that a data-dependent initialisation looks at."""
 
@@ -103,18 +104,25 @@ class Run:
           ValueError: no image could be read.
         """
         config = self.config
-        _write_config(self.folder, config)
-        batches = train_stream(config, config.batch_size)
+        if not (self.folder / "config.json").exists():
+            _write_config(self.folder, config)  # first of all: it marks the folder as a run's
         with (
             Checkpoints(self.folder / "checkpoints", config.keep_checkpoints) as checkpoints,
             _signals() as caught,
         ):
+            iterator_state = None
             if checkpoints.latest is not None:
                 self.state, iterator_state = checkpoints.restore(self.state)
-                batches.set_state(iterator_state)
+                if int(self.state.step) >= config.steps:
+                    self.say(f"complete  all {config.steps} updates are done")
+                    return
                 self.say(f"resuming  at step {int(self.state.step)}")
             elif config.init == "data":
                 self.state = normalised_on_data(self.state)
+            _write_config(self.folder, config)
+            batches = train_stream(config, config.batch_size)
+            if iterator_state is not None:
+                batches.set_state(iterator_state)
             records = Records(self.folder, int(self.state.step))
             try:
                 self._updates(batches, checkpoints, records, caught)
@@ -136,8 +144,7 @@ class Run:
         first = step = int(self.state.step)
         state = layout.replicate(self.state)
         log = _MetricLog(config, records, Progress(config.steps, self.say), checkpoints, first)
-        if step < config.steps:
-            self.say("compiling the step (once)")
+        self.say("compiling the step (once)")
         while step < config.steps:
             started = time.perf_counter()
             batch = next(batches)
@@ -164,12 +171,7 @@ class Run:
             if save or evaluating:
                 log.restart_clock()
         self.state = layout.first(state)
-        if first >= config.steps:
-            self.say(f"complete  all {config.steps} updates are done; give more --steps to go on")
-        else:
-            self.say(
-                f"trained   {config.steps - first} updates in {duration(log.training_seconds)}"
-            )
+        self.say(f"trained   {config.steps - first} updates in {duration(log.training_seconds)}")
 
     # --- Evaluation and pictures ----------------------------------------------------------------
 
@@ -287,9 +289,12 @@ class _MetricLog:
         for (step, _, _), metrics in zip(self._pending, fetched, strict=True):
             values = {name: float(value) for name, value in metrics.items()}
             values |= {"images_per_second": rate, "data_wait_share": min(waiting, 1.0)}
-            if not np.isfinite(values["loss"]):
-                self._records.write(step, "train", values)
-                raise NonFiniteLoss(self._diagnosis(step, values["loss"]))
+            # A finite loss with an infinite gradient is the last good loss: the update ruins the
+            # parameters, and a checkpoint of them would be worthless.
+            for name in ("loss", "grad_norm"):
+                if not np.isfinite(values[name]):
+                    self._records.write(step, "train", values)
+                    raise NonFiniteLoss(self._diagnosis(step, name, values[name]))
             self._last_good = step
             if step % self._config.log_every == 0 or step in (1, self._config.steps):
                 self._records.write(step, "train", values)
@@ -297,7 +302,7 @@ class _MetricLog:
         left = (self._config.steps - step) * self._config.batch_size / self._rate
         self._progress.show(step, rate, left, values)
 
-    def _diagnosis(self, step: int, loss: float) -> str:
+    def _diagnosis(self, step: int, name: str, value: float) -> str:
         saved = self._checkpoints.latest
         where = (
             f"the last checkpoint is of step {saved} in {self._checkpoints.folder}"
@@ -305,7 +310,8 @@ class _MetricLog:
             else "there is no checkpoint yet"
         )
         return (
-            f"the loss is {loss} at step {step}; the last good step is {self._last_good}, {where}. "
+            f"the {'loss' if name == 'loss' else 'gradient'} is {value} at step {step}; "
+            f"the last good step is {self._last_good}, {where}. "
             "Try a smaller step size, a slower temperature schedule, or --debug"
         )
 
@@ -358,13 +364,13 @@ def _check_folder(folder: Path, config: TrainConfig) -> None:
                 f"{folder} holds a run of another configuration ({'; '.join(lines)}); "
                 "choose another --run-dir, or give the same options to resume"
             )
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif folder.is_dir() and any(p.name != _CONFIG_PART for p in folder.iterdir()):
         raise RunError(f"{folder} is not empty and holds no run; choose another --run-dir")
 
 
 def _write_config(folder: Path, config: TrainConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / "config.json.part"
+    part = folder / _CONFIG_PART
     part.write_text(json.dumps(configs.to_dict(config), indent=2) + "\n", encoding="utf-8")
     os.replace(part, folder / "config.json")
 
@@ -421,7 +427,7 @@ def load(folder: Path, say: Callable[[str], None] = lambda line: None) -> TrainS
     """
     config = read_config(folder).resolved()
     shapes = jax.eval_shape(lambda key: create_state(config, key), jax.random.key(0))
-    with Checkpoints(folder / "checkpoints", config.keep_checkpoints) as checkpoints:
+    with Checkpoints(folder / "checkpoints", create=False) as checkpoints:
         state, _ = checkpoints.restore(shapes)
     say(f"{folder}: step {int(state.step)}")
     return state

@@ -134,7 +134,7 @@ def train_step(
         "loss": loss,
         **metrics,
         "learning_rate": config.learning_rate(state.step),
-        "grad_norm": optax.global_norm(grads),
+        "grad_norm": optax.tree.norm(grads),
     }
     next_state = state.replace(
         step=state.step + 1, params=params, ema_params=ema_params, opt_state=opt_state
