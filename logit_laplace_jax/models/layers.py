@@ -68,7 +68,7 @@ class Conv(nn.Module):
         x = x.astype(self.dtype)
         kernel = self.kernel.astype(self.dtype)
         if self.kernel_size == 1:
-            # The same numbers as a convolution; XLA's CPU backend runs the product much faster.
+            # The same numbers as a convolution, which XLA's CPU backend runs more slowly.
             y = lax.dot_general(
                 x,
                 kernel[0, 0],

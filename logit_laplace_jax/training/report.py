@@ -52,7 +52,8 @@ def whole_images(run: Run) -> None:
             continue  # already named by the evaluation
         picture = figures.side_by_side(image, np.asarray(reconstruct(run.state, image[None]))[0])
         name = "".join(c if c.isalnum() or c in "-_" else "_" for c in source.name(index))[-60:]
-        figures.save_png(run.folder / "reconstructions" / f"final_{name}.png", picture)
+        scale = 2 if max(image.shape) <= _LONGEST_SIDE // 2 else 1
+        figures.save_png(run.folder / "reconstructions" / f"final_{name}.png", picture, scale)
         saved += 1
         if saved == _WHOLE_IMAGES:
             break

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from logit_laplace_jax.models.dvae import DVAE
+from logit_laplace_jax.models.dvae import init_params
 from logit_laplace_jax.training.config import TrainConfig
 
 
@@ -52,9 +52,7 @@ def create_state(config: TrainConfig, key: Array) -> TrainState:
     0
     """
     config = config.resolved()
-    size = config.model.downsampling  # the parameters do not depend on the image size
-    image = jnp.zeros((1, size, size, config.model.channels), jnp.float32)
-    params = jax.jit(DVAE(config.model).init)(key, image)["params"]
+    params = jax.jit(init_params, static_argnums=0)(config.model, key)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

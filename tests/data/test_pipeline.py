@@ -261,7 +261,7 @@ def test_check_source_says_what_is_wrong(tmp_path):
 def test_photographs_from_end_to_end(tmp_path_factory):
     data_dir = str(tmp_path_factory.mktemp("tfds"))
     assert pipeline.check_source("photos", image_size=32, data_dir=data_dir) == {
-        "train": 13,
+        "train": 8,
         "validation": 2,
     }
     source = sources.open_source("photos", "train", data_dir=data_dir)

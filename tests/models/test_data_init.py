@@ -8,7 +8,7 @@ import pytest
 from logit_laplace_jax.models import bottleneck
 from logit_laplace_jax.models.config import DVAEConfig
 from logit_laplace_jax.models.data_init import normalise_encoder
-from logit_laplace_jax.models.dvae import DVAE
+from logit_laplace_jax.models.dvae import DVAE, init_params
 from logit_laplace_jax.models.layers import Conv
 
 CONFIG = DVAEConfig(group_count=3, n_hid=8, n_blk_per_group=1, vocab_size=64, n_init=8)
@@ -23,7 +23,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def params(images):
-    return jax.jit(DVAE(CONFIG).init)(jax.random.key(2), images)["params"]
+    return init_params(CONFIG, jax.random.key(2))
 
 
 def conv_outputs(params, images):
