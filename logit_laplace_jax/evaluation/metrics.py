@@ -22,7 +22,7 @@ def psnr(mse: Array) -> Array:
 
     An image reproduced to better than 1e-10 counts as 100 dB, so that a mean stays finite.
 
-    >>> psnr(jnp.array([0.01, 0.0])).round(3).tolist()
+    >>> [round(float(value), 3) for value in psnr(jnp.array([0.01, 0.0]))]
     [20.0, 100.0]
     """
     return -10.0 * jnp.log10(jnp.maximum(mse, _SMALLEST_MSE))

@@ -274,8 +274,8 @@ def test_photographs_from_end_to_end(tmp_path_factory):
     grid = pipeline.eval_batches(
         "photos", image_size=32, batch_size=64, data_dir=data_dir, grid_scale=0.5
     )
-    # 150×226 (225.5 rounds to even) gives 4×7 tiles, 200×300 gives 6×9.
-    assert sum(int(batch["mask"].sum()) for batch in grid) == 28 + 54
+    # 150×226 (225.5 rounds to even) gives 4×7 tiles, 256×256 gives 8×8.
+    assert sum(int(batch["mask"].sum()) for batch in grid) == 28 + 64
     assert not grid.skipped
 
 

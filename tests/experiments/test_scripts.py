@@ -169,7 +169,7 @@ def test_help_names_every_option(here, script):
     if script == "train.py":
         for words in ("photos", "smoke", "cifar10", "imagenet64", "dalle", "pmap", "mesh"):
             assert words in out
-        for words in ("folder:PATH", "tfds:NAME", "pixels", "Updates", "default: 100"):
+        for words in ("folder:PATH", "tfds:NAME", "pixels", "Updates", "default: photos"):
             assert words in out
     else:
         assert "RUN" in out
