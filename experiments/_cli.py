@@ -75,3 +75,5 @@ def run_script(main: Callable[[list[str]], None]) -> None:
             f"{what} is not installed: run  pip install -e '.[experiments]'  "
             "in the repository's root"
         )
+    except OSError as error:
+        fail(f"{error.filename or 'a file'}: {error.strerror or error}")

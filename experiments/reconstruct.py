@@ -44,8 +44,10 @@ def main(args: list[str]) -> None:
     from logit_laplace_jax.evaluation import figures, metrics
     from logit_laplace_jax.training import checkpoints, evaluate, loop, report
 
-    if options.enlarge < 1 or options.longest_side < 1:
-        fail("--enlarge and --longest-side must be 1 or more")
+    if not 1 <= options.enlarge <= 16:
+        fail(f"--enlarge must lie in 1..16, got {options.enlarge}")
+    if options.longest_side < 1:
+        fail(f"--longest-side must be 1 or more, got {options.longest_side}")
     if not options.images:
         fail("name at least one image: reconstruct.py RUN_DIR IMAGE...")
     folder = options.output or options.run_dir / "reconstructions"

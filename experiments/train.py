@@ -4,6 +4,7 @@ python experiments/train.py [PRESET] [--options]
 python experiments/train.py [PRESET] --help
 """
 
+import itertools
 import json
 import sys
 from typing import TYPE_CHECKING
@@ -32,6 +33,9 @@ def main(args: list[str]) -> None:
         preset, args = args[0], args[1:]
         if preset not in PRESETS:
             fail(f"unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")
+    for before, word in itertools.pairwise(args):
+        if word in PRESETS and not before.startswith("-"):
+            fail(f"the preset comes first: train.py {word} --options")
     presets = "\n".join(f"  {name:<11}{text}" for name, text in PRESETS.items())
     config = parse(
         TrainConfig,
@@ -49,13 +53,13 @@ def main(args: list[str]) -> None:
         run = loop.Run(config)
     try:
         with one_line_errors(checkpoints.CheckpointError, errors.DataError):
-            run.train()
+            trained = run.train()
     except loop.NonFiniteLoss as error:
         fail(str(error), status=1)
     except loop.Stopped as stop:
         print(stop, flush=True)
         sys.exit(128 + stop.signal_number)
-    report.finish(run)
+    report.finish(run, trained)
 
 
 def show(preset: str, config: "TrainConfig") -> None:

@@ -23,6 +23,7 @@ Three choices make the results exact to rounding and total:
 """
 
 import dataclasses
+import operator
 from functools import partial
 from typing import Any
 
@@ -466,7 +467,8 @@ def sample(
         shape = loc.shape
     import chex  # here and not above: it loads test frameworks, a tenth of jax's own import time
 
-    shape = (shape,) if isinstance(shape, int) else tuple(int(n) for n in shape)
+    sizes = (shape,) if hasattr(shape, "__index__") else shape
+    shape = tuple(operator.index(n) for n in sizes)
     try:
         chex.assert_is_broadcastable(loc.shape, shape)
     except AssertionError:

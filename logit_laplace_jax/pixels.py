@@ -109,9 +109,9 @@ def _map_floats(values: Array, width: ArrayLike, eps: ArrayLike) -> Array:
     checkify.debug_check(
         jnp.all((values >= 0) & (values <= 1)), "floating-point pixels must lie in [0, 1]"
     )
-    return lax.convert_element_type(width, values.dtype) * values + lax.convert_element_type(
-        eps, values.dtype
-    )
+    width, low, high = (lax.convert_element_type(c, values.dtype) for c in (width, eps, 1.0 - eps))
+    # From the nearer end, so that 1 does not land a rounding error above 1 - ε.
+    return jnp.where(values <= 0.5, low + width * values, high - width * (1.0 - values))
 
 
 def unmap_pixels(x: ArrayLike, eps: float = 0.1) -> Array:

@@ -147,3 +147,10 @@ def test_bits_per_dim():
         assert ll.bits_per_dim(np.log(256.0)) == pytest.approx(8, rel=3 * U64)
     assert ll.bits_per_dim(1).dtype == jnp.float32
     assert jax.grad(ll.bits_per_dim)(2.0) == pytest.approx(1 / np.log(2), rel=3 * U32)
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.05, 0.1, 0.3, 0.49])
+def test_the_ends_of_floats_map_to_the_ends_of_the_interval(eps):
+    ends = np.asarray(ll.map_pixels(np.array([0.0, 1.0], np.float32), eps))
+    # Not a unit in the last place beyond them: the same bits as 8-bit pixels.
+    np.testing.assert_array_equal(ends, ll.map_pixels(np.array([0, 255], np.uint8), eps))

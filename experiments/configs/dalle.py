@@ -16,6 +16,7 @@ CONFIG = TrainConfig(
     steps=3_000_000,
     batch_size=512,
     image_size=256,
+    log_every=50,
     eps=0.1,
     min_log_scale=None,
     min_crop=1.0,

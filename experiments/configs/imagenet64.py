@@ -15,6 +15,7 @@ CONFIG = TrainConfig(
     steps=300_000,
     batch_size=256,
     image_size=64,
+    log_every=20,
     min_log_scale=-6.0,
     beta=Schedule(0.0, 1.0, 5_000),
     temperature=Schedule(1.0, 1.0 / 16.0, 150_000),

@@ -9,7 +9,7 @@ PSNR above 22.5 dB through the hard codes, more than half of the codes in use.
 What differs from the paper, and why: the encoder is normalised on data first (init), because so
 short a run cannot recover from a collapsed codebook; the KL's weight falls from 3 to 2 (a token
 has 16 pixels here and 64 in the paper, so that is like 12 to 8 there), for it is the early KL that
-keeps codes alive; the step size is thirty times the paper's, for a model a thousand times smaller;
+keeps codes alive; the step size is thirty times the paper's, for a model 700 times smaller;
 ln b has a floor.
 """
 

@@ -113,7 +113,8 @@ def grid_crops(image: np.ndarray, size: int, scale: float = 1.0) -> list[np.ndar
     """All whole tiles of the photograph at one scale: many fixed crops of few photographs.
 
     The photograph is area-resized by `scale`, then cut into size×size tiles that do not overlap;
-    the grid is centred, and what is left over at the borders is dropped.
+    the grid is centred, and what is left over at the borders is dropped. A photograph in which not
+    even one tile would fit is reduced less, until one does.
 
     Args:
         image: uint8 [H, W, C].
@@ -124,7 +125,7 @@ def grid_crops(image: np.ndarray, size: int, scale: float = 1.0) -> list[np.ndar
         The tiles row by row, each uint8 [size, size, C]; at least one.
 
     Raises:
-        TooSmallImage: not one tile fits after the resizing.
+        TooSmallImage: the short side is below `size`.
         ValueError: `scale` is outside (0, 1].
 
     Example:
@@ -133,13 +134,9 @@ def grid_crops(image: np.ndarray, size: int, scale: float = 1.0) -> list[np.ndar
     """
     if not 0 < scale <= 1:
         raise ValueError(f"scale must be in (0, 1], not {scale}")
-    height, width = height_width(image)
-    new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))
-    if min(new_height, new_width) < size:
-        raise TooSmallImage(
-            f"{width}×{height} pixels, at scale {scale:g} {new_width}×{new_height}, "
-            f"are too small for {size}×{size}"
-        )
+    height, width = _checked(image, size)
+    scale = max(scale, size / min(height, width))
+    new_height, new_width = max(size, round(height * scale)), max(size, round(width * scale))
     if (new_height, new_width) != (height, width):
         image = area_resize(image, (new_width, new_height))
     rows, columns = new_height // size, new_width // size

@@ -430,9 +430,11 @@ def _check_sizes(image_size: int, batch_size: int, threads: int) -> None:
 
 
 def _fingerprint(source: Source, options: tuple[Any, ...]) -> str:
-    """Changes when the stream would: other options, or another number of images."""
-    text = repr((len(source), source.channels, *options))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    """Changes when the stream would: other options, or other images by number or name."""
+    digest = hashlib.sha256(repr((len(source), source.channels, *options)).encode())
+    for index in range(len(source)):
+        digest.update(source.name(index).encode(errors="surrogateescape") + b"\0")
+    return digest.hexdigest()[:16]
 
 
 def _padded(rows: list[np.ndarray], batch_size: int) -> Batch:

@@ -2,8 +2,8 @@
 
 OpenAI's initialisation keeps the scale of activations, not their mean. After the last ReLU the
 features of different positions differ little from their common mean, so the logits have one large
-part that is the same everywhere and a small one that tells positions apart. The first grows much
-faster under Adam, and within a hundred updates a few codes win at every position; the others get
+part that is the same everywhere and a small one that tells positions apart. The first grows faster
+under Adam, and without a KL to hold it back a few codes soon win at every position; the others get
 no gradient any more. The paper's run is long, wide and starts at a step size of 1e-4; a run of
 minutes is not.
 

@@ -1,9 +1,10 @@
 """Images to tokens and back, with trained parameters."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import chex
+import flax.core
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from logit_laplace_jax.models.bottleneck import hard_codes
 from logit_laplace_jax.models.config import DVAEConfig
 from logit_laplace_jax.models.dvae import DVAE, param_shapes
-from logit_laplace_jax.pixels import map_pixels, unmap_pixels
+from logit_laplace_jax.pixels import check_eps, map_pixels, unmap_pixels
 
 
 class Tokenizer:
@@ -56,9 +57,10 @@ class Tokenizer:
                 f"stats_per_channel={config.stats_per_channel} is not a logit-Laplace model: "
                 "pass the likelihood's reconstruct"
             )
+        params = flax.core.unfreeze(cast(dict[str, Any], params))  # dictionaries all the way down
         self.config = config
         self.params = params
-        self.eps = eps
+        self.eps = eps = check_eps(eps)
         model = DVAE(config)
         _check_params(config, params)
 
@@ -125,4 +127,7 @@ def _check_params(config: DVAEConfig, params: Mapping[str, Any]) -> None:
         chex.assert_trees_all_equal_shapes(dict(params), param_shapes(config))
     except (AssertionError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else "they differ"
-        raise ValueError(f"params are not those of a model with {config}: {reason}") from error
+        hint = "; pass the tree inside 'params'" if "params" in params else ""
+        raise ValueError(
+            f"params are not those of this model: {reason}{hint} ({config})"
+        ) from error

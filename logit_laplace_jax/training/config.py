@@ -4,6 +4,7 @@ The docstring under each field is what ``train.py --help`` prints.
 """
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 from logit_laplace_jax import likelihoods
@@ -33,6 +34,10 @@ class OptimizerConfig:
         for name in ("b1", "b2", "ema_decay"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        if not (math.isfinite(self.eps) and self.eps > 0.0):
+            raise ValueError(f"AdamW's eps must be positive, got {self.eps}")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0.0):
+            raise ValueError(f"weight_decay must be 0 or more, got {self.weight_decay}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +66,7 @@ class TrainConfig:
     """Updates between checkpoints; 0: only at the end."""
     keep_checkpoints: int = 3
     """How many of the latest checkpoints stay."""
-    log_every: int = 50
+    log_every: int = 1
     """Updates between lines of metrics.jsonl; the loss of every update is checked all the same."""
     data_dir: str | None = None
     """Where TFDS data sets are prepared and looked for; default: TFDS's own (TFDS_DATA_DIR)."""
@@ -114,6 +119,10 @@ class TrainConfig:
         for name in ("temperature", "learning_rate"):
             if min(getattr(self, name).start, getattr(self, name).end) <= 0:
                 raise ValueError(f"{name} must stay above 0")
+        if min(self.beta.start, self.beta.end) < 0:
+            raise ValueError("beta must stay at 0 or above")
+        if self.model.channels not in (1, 3):
+            raise ValueError(f"model.channels must be 1 or 3, got {self.model.channels}")
         self.model.check_size(self.image_size, self.image_size)
         if self.model.stats_per_channel != self.build_likelihood().num_stats:
             # The head follows the likelihood; a user never sets both.

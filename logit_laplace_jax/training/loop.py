@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import checkify
 
 from logit_laplace_jax import pixels as pixel_maps
 from logit_laplace_jax.data import pipeline
@@ -71,6 +72,8 @@ class Run:
         self.config = config.resolved()
         self.folder = Path(config.run_dir)
         self.say = say
+        if jax.process_count() > 1:
+            raise RunError("training over several processes is not supported yet; run one process")
         self.layout = devices.choose(config.parallel, config.batch_size)
         _check_folder(self.folder, self.config)
         counts = pipeline.check_source(
@@ -79,10 +82,13 @@ class Run:
             channels=config.model.channels,
             data_dir=config.data_dir,
         )
+        self.held_out = held_out(self.config)
+        self.values_per_crop = config.image_size**2 * config.model.channels
         say(f"data      {config.data}: {counts['train']} images, {counts['validation']} held out")
         init_key, self.train_key, self.eval_key = _keys(config)
         self.state = create_state(self.config, init_key)
         self._eval = self.layout.compile(eval_step)
+        self._shown: np.ndarray | None = None
         height, width = self.config.model.token_grid(config.image_size, config.image_size)
         say(
             f"model     {parameter_count(self.state.params):,} parameters; {config.image_size} x "
@@ -94,8 +100,11 @@ class Run:
 
     # --- The run --------------------------------------------------------------------------------
 
-    def train(self) -> None:
+    def train(self) -> bool:
         """Trains to the last step, or on from the last checkpoint.
+
+        Returns:
+          Whether anything was left to do.
 
         Raises:
           NonFiniteLoss: the loss is not finite.
@@ -115,7 +124,7 @@ class Run:
                 self.state, iterator_state = checkpoints.restore(self.state)
                 if int(self.state.step) >= config.steps:
                     self.say(f"complete  all {config.steps} updates are done")
-                    return
+                    return False
                 self.say(f"resuming  at step {int(self.state.step)}")
             elif config.init == "data":
                 self.state = normalised_on_data(self.state)
@@ -129,8 +138,15 @@ class Run:
             finally:
                 records.close()
                 batches.close()
-        for name, reason in batches.skipped.items():
-            self.say(f"skipped   {name}: {reason}")
+        for split, stream in (("training", batches), ("held-out", self.held_out)):
+            if stream.skipped:
+                name, reason = next(iter(stream.skipped.items()))
+                total = len(stream.source)
+                self.say(
+                    f"skipped   {len(stream.skipped)} of {total} {split} images, such as "
+                    f"{name}: {reason}"
+                )
+        return True
 
     def _updates(
         self,
@@ -149,19 +165,25 @@ class Run:
             started = time.perf_counter()
             batch = next(batches)
             waited = time.perf_counter() - started
-            state, metrics = step_fn(state, layout.shard(batch), self.train_key)
+            try:
+                state, metrics = step_fn(state, layout.shard(batch), self.train_key)
+            except checkify.JaxRuntimeError as error:  # only with --debug
+                log.flush()
+                raise NonFiniteLoss(log.diagnosis(step + 1, str(error).splitlines()[0])) from error
             step += 1
             log.add(step, layout.first(metrics), waited)
-            save = _due(step, config.checkpoint_every, config.steps) or bool(caught)
             evaluating = _due(step, config.eval_every, config.steps)
-            if save or evaluating:
-                log.flush()
             if evaluating:
+                log.flush()
                 self._evaluate(state, step, records, log)
+            # Read once, after all that takes time: what is promised below must have been saved.
+            stopping = bool(caught)
+            save = _due(step, config.checkpoint_every, config.steps) or stopping
             if save:
+                log.flush()
                 records.flush()
                 checkpoints.save(layout.first(state), batches.get_state())
-            if caught and step < config.steps:
+            if stopping and step < config.steps:
                 checkpoints.wait()
                 raise Stopped(
                     f"stopped by {signal.Signals(caught[0]).name} after step {step}; "
@@ -176,8 +198,7 @@ class Run:
     # --- Evaluation and pictures ----------------------------------------------------------------
 
     def _evaluate(self, state: Any, step: int, records: Records, log: "_MetricLog") -> None:
-        crops = held_out(self.config)
-        result = evaluate(self._eval, self.layout, state, crops, self.eval_key, self.config)
+        result = evaluate(self._eval, self.layout, state, self.held_out, self.eval_key, self.config)
         log.clear_line()
         self.say(
             f"held out  step {step}: PSNR {result['psnr']:.2f} dB (relaxed "
@@ -186,13 +207,16 @@ class Run:
             f"perplexity {result['code_perplexity']:.0f}"
         )
         records.write(step, "validation", result)
-        sheet = self._sheet(self.layout.first(state), crops)
+        sheet = self._sheet(self.layout.first(state))
         figures.save_png(self.folder / "reconstructions" / f"step_{step:07d}.png", sheet, scale=3)
         records.image(step, "reconstructions", sheet)
 
-    def _sheet(self, state: TrainState, batches: pipeline.EvalBatches) -> np.ndarray:
-        crops = stack_crops(batches)
-        chosen = crops[np.unique(np.linspace(0, len(crops) - 1, _SHEET).round().astype(int))]
+    def _sheet(self, state: TrainState) -> np.ndarray:
+        if self._shown is None:
+            crops = stack_crops(self.held_out)
+            spread = np.linspace(0, len(crops) - 1, _SHEET).round().astype(int)
+            self._shown = crops[np.unique(spread)]
+        chosen = self._shown
         return figures.grid([chosen, np.asarray(reconstruct(state, chosen))], limit=_SHEET)
 
 
@@ -294,7 +318,8 @@ class _MetricLog:
             for name in ("loss", "grad_norm"):
                 if not np.isfinite(values[name]):
                     self._records.write(step, "train", values)
-                    raise NonFiniteLoss(self._diagnosis(step, name, values[name]))
+                    what = {"loss": "the loss", "grad_norm": "the gradient's norm"}[name]
+                    raise NonFiniteLoss(self.diagnosis(step, f"{what} is {values[name]}"))
             self._last_good = step
             if step % self._config.log_every == 0 or step in (1, self._config.steps):
                 self._records.write(step, "train", values)
@@ -302,7 +327,8 @@ class _MetricLog:
         left = (self._config.steps - step) * self._config.batch_size / self._rate
         self._progress.show(step, rate, left, values)
 
-    def _diagnosis(self, step: int, name: str, value: float) -> str:
+    def diagnosis(self, step: int, finding: str) -> str:
+        """The message of a run that cannot go on."""
         saved = self._checkpoints.latest
         where = (
             f"the last checkpoint is of step {saved} in {self._checkpoints.folder}"
@@ -310,8 +336,7 @@ class _MetricLog:
             else "there is no checkpoint yet"
         )
         return (
-            f"the {'loss' if name == 'loss' else 'gradient'} is {value} at step {step}; "
-            f"the last good step is {self._last_good}, {where}. "
+            f"{finding} at step {step}; the last good step is {self._last_good}, {where}. "
             "Try a smaller step size, a slower temperature schedule, or --debug"
         )
 
@@ -358,7 +383,10 @@ def _check_folder(folder: Path, config: TrainConfig) -> None:
         raise RunError(f"run directory {folder} is a file; choose another --run-dir")
     saved = folder / "config.json"
     if saved.exists():
-        lines = configs.differences(read_config(folder), config)
+        saved_config = read_config(folder)
+        lines = configs.differences(saved_config, config)
+        if lines and saved_config.steps != config.steps:
+            lines.append("--steps changes schedules that last the whole run")
         if lines:
             raise RunError(
                 f"{folder} holds a run of another configuration ({'; '.join(lines)}); "
@@ -411,11 +439,14 @@ def evaluate_run(folder: Path, data: str | None = None) -> dict[str, float]:
       CheckpointError: no complete checkpoint, or a damaged one.
     """
     state = load(folder)
-    layout = devices.choose("single", state.config.batch_size)
+    divides = state.config.batch_size % jax.device_count() == 0
+    layout = devices.choose("auto" if divides else "single", state.config.batch_size)
+    state = layout.replicate(state)
     crops = held_out(state.config, data)
     compiled = layout.compile(eval_step)
-    values = evaluate(compiled, layout, state, crops, _keys(state.config)[2], state.config)
-    return {"step": float(state.step), **values}
+    config = state.config
+    values = evaluate(compiled, layout, state, crops, _keys(config)[2], config)
+    return {"step": float(layout.first(state).step), **values}
 
 
 def load(folder: Path, say: Callable[[str], None] = lambda line: None) -> TrainState:

@@ -31,9 +31,7 @@ class Records:
         except ImportError:
             return
         # purge_step hides the events that a killed run wrote after its last checkpoint.
-        self._board = SummaryWriter(
-            str(folder / "tensorboard"), purge_step=resume_step + 1 if resume_step else None
-        )
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)
 
     def _keep_up_to(self, step: int) -> None:
         if not self._path.exists():

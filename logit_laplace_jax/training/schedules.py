@@ -6,6 +6,7 @@ exact shape is not given; ours is the half cosine, from the first value to the l
 """
 
 import dataclasses
+import math
 from typing import Literal
 
 import jax.numpy as jnp
@@ -34,6 +35,8 @@ class Schedule:
     """Half cosine (flat at both ends) or straight line."""
 
     def __post_init__(self) -> None:
+        if not (math.isfinite(self.start) and math.isfinite(self.end)):
+            raise ValueError(f"a schedule's ends must be finite, got {self.start} and {self.end}")
         if self.steps is not None and self.steps < 0:
             raise ValueError(f"a schedule's steps must be 0 or more, got {self.steps}")
         if self.shape not in ("cosine", "linear"):

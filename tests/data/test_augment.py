@@ -203,8 +203,14 @@ def test_too_small_names_both_sizes():
         augment.eval_crop(noise(31, 40), 32)
     with pytest.raises(errors.TooSmallImage):
         augment.train_crop(noise(31, 40), 32, np.random.default_rng(0))
-    with pytest.raises(errors.TooSmallImage, match=r"at scale 0\.5"):
-        augment.grid_crops(noise(62, 62), 32, 0.5)
+    with pytest.raises(errors.TooSmallImage, match="40×31 pixels are too small for 32×32"):
+        augment.grid_crops(noise(31, 40), 32, 0.5)
+
+
+def test_a_photograph_too_small_for_its_scale_is_reduced_less():
+    image = noise(40, 62)
+    (tile,) = augment.grid_crops(image, 32, 0.5)
+    np.testing.assert_array_equal(tile, augment.area_resize(image, (50, 32))[:, 9:41])
 
 
 def test_grid_crops_tile_the_centre():

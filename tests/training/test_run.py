@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import jax
@@ -16,7 +17,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 from logit_laplace_jax.models.config import DVAEConfig
-from logit_laplace_jax.training import devices, loop, records
+from logit_laplace_jax.training import devices, loop, records, report
 from logit_laplace_jax.training.checkpoints import CheckpointError, Checkpoints
 from logit_laplace_jax.training.config import OptimizerConfig, TrainConfig, from_dict
 from logit_laplace_jax.training.schedules import Schedule
@@ -438,3 +439,82 @@ def test_records_drop_what_a_killed_run_left(tmp_path, last):
     log.write(4, "train", {"loss": 1.0})
     log.close()
     assert path.read_text() == kept + '{"step": 4, "split": "train", "loss": 1.0}\n'
+
+
+# --- What a stranger's review found ------------------------------------------------------------
+
+
+def test_a_signal_during_an_evaluation_saves_that_step(base, tmp_path, monkeypatch):
+    real = loop.Run._evaluate
+
+    def interrupted(run, *args):
+        real(run, *args)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(loop.Run, "_evaluate", interrupted)
+    with pytest.raises(loop.Stopped, match="stopped by SIGTERM after step 3"):
+        train(base, tmp_path / "run", checkpoint_every=0)
+    assert int(loop.load(tmp_path / "run").step) == 3
+
+
+def test_debug_names_the_check_and_the_last_good_step(base, tmp_path):
+    ruinous = Schedule(1e30, 1e30, 1)
+    with pytest.raises(
+        loop.NonFiniteLoss, match=r"at step 2; the last good step is 1, there is no"
+    ):
+        train(base, tmp_path / "run", learning_rate=ruinous, checkpoint_every=0, debug=True)
+
+
+def test_data_initialisation_comes_before_the_first_step_only(base, tmp_path):
+    for name in ("whole", "plain", "parts"):
+        (tmp_path / name).mkdir()
+    whole, _ = train(base, tmp_path / "whole" / "run", init="data")
+    plain, _ = train(base, tmp_path / "plain" / "run")
+    kernels = [r.state.params["encoder"]["output"]["kernel"] for r in (whole, plain)]
+    assert not np.array_equal(*kernels)
+    # Stopped and resumed it is not normalised again.
+    with contextlib.suppress(loop.Stopped), pytest.MonkeyPatch.context() as patch:
+        real = loop.Run._evaluate
+
+        def interrupted(run, *args):
+            real(run, *args)
+            signal.raise_signal(signal.SIGINT)
+
+        patch.setattr(loop.Run, "_evaluate", interrupted)
+        train(base, tmp_path / "parts" / "run", init="data")
+    parts, _ = train(base, tmp_path / "parts" / "run", init="data")
+    assert_same_bits(whole.state.params, parts.state.params)
+
+
+def test_held_out_images_too_small_for_the_scale_still_count(base, tmp_path):
+    run, _ = train(base, tmp_path / "run", eval_scale=0.25)
+    assert records.read(tmp_path / "run" / "metrics.jsonl")[-1]["images"] == 2
+    assert not run.held_out.skipped
+
+
+def test_several_processes_are_refused(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(loop.RunError, match="several processes"):
+        loop.Run(dataclasses.replace(base, run_dir=str(tmp_path / "run")), print)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_report_of_a_finished_run_is_left_alone(base, tmp_path):
+    run, _ = train(base, tmp_path / "run")
+    with contextlib.chdir(tmp_path):
+        report.finish(run)
+        before = snapshot(tmp_path / "run")
+        assert {Path("summary.json"), Path("reconstructions/final_val_0_png.png")} <= before.keys()
+        report.finish(run, trained=False)
+    assert snapshot(tmp_path / "run") == before
+
+
+def test_the_table_does_without_k_means_where_patches_are_few(base, tmp_path):
+    run, _ = train(base, tmp_path / "run")
+    crops = loop.stack_crops(run.held_out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "_MOST_TRAINING_CROPS", 1)
+        lines, values = report.compare(run.config, run.state, crops)
+    assert "psnr_kmeans" not in values
+    assert "k-means left out" in lines[-1]
+    assert values["psnr_constant"] < values["psnr_pooled"]  # the images are gradients
