@@ -107,10 +107,6 @@ def debug_parameters(loc: Array, log_scale: Array) -> None:
     checkify.debug_check(jnp.all(jnp.isfinite(log_scale)), "log_scale must be finite")
 
 
-def _debug_unit_interval(x: Array, name: str = "x") -> None:
-    checkify.debug_check(jnp.all((x > 0) & (x < 1)), name + " must lie in (0, 1)")
-
-
 # --- Elementary functions on (0, 1), exact for subnormal arguments too --------------------------
 
 
@@ -304,7 +300,7 @@ def log_prob(x: ArrayLike, loc: ArrayLike, log_scale: ArrayLike) -> Array:
     """
     _reject_integers("x", x)
     x, loc, log_scale = broadcast(x=x, loc=loc, log_scale=log_scale)
-    _debug_unit_interval(x)
+    checkify.debug_check(jnp.all((x > 0) & (x < 1)), "x must lie in (0, 1)")
     debug_parameters(loc, log_scale)
     return _log_prob(x, loc, log_scale)
 

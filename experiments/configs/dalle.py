@@ -1,4 +1,4 @@
-"""The dVAE of DALL-E, to the letter of Ramesh et al. 2021 (arXiv:2102.12092), appendix A.
+"""The dVAE of DALL-E, every number as in Ramesh et al. 2021 (arXiv:2102.12092), appendix A.
 
     python experiments/train.py dalle --data folder:/path/to/images --parallel pmap
 

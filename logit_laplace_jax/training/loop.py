@@ -83,7 +83,6 @@ class Run:
             data_dir=config.data_dir,
         )
         self.held_out = held_out(self.config)
-        self.values_per_crop = config.image_size**2 * config.model.channels
         say(f"data      {config.data}: {counts['train']} images, {counts['validation']} held out")
         init_key, self.train_key, self.eval_key = _keys(config)
         self.state = create_state(self.config, init_key)

@@ -36,7 +36,8 @@ def finish(run: Run, trained: bool = True) -> None:
     config, folder = run.config, run.folder
     if trained or not (folder / "summary.json").exists():
         whole_images(run)
-        count = max(1, min(_BASELINE_CROPS, _BASELINE_VALUES // run.values_per_crop))
+        values_per_crop = config.image_size**2 * config.model.channels
+        count = max(1, min(_BASELINE_CROPS, _BASELINE_VALUES // values_per_crop))
         table, values = compare(config, run.state, stack_crops(run.held_out, count))
         run.say("")
         for line in table:
