@@ -9,14 +9,29 @@
 
 from logit_laplace_jax import likelihoods as likelihoods
 from logit_laplace_jax.distribution import (
-    LogitLaplace,
     cdf,
+    central_interval,
+    entropy,
+    fisher_information,
+    fit,
+    isf,
+    kl_divergence,
+    log_cdf,
     log_prob,
+    log_survival,
+    mean,
     median,
+    mode,
+    pit,
     quantile,
     sample,
+    score,
+    survival,
+    variance,
 )
+from logit_laplace_jax.logit_laplace import LogitLaplace
 from logit_laplace_jax.losses import logit_laplace_loss, logit_laplace_pixel_loss
+from logit_laplace_jax.pixel_masses import pixel_log_prob, pixel_pit
 from logit_laplace_jax.pixels import bits_per_dim, map_pixels, unmap_pixels
 
 __version__ = "0.1.0"
@@ -25,13 +40,29 @@ __all__ = [
     "LogitLaplace",
     "bits_per_dim",
     "cdf",
+    "central_interval",
+    "entropy",
+    "fisher_information",
+    "fit",
+    "isf",
+    "kl_divergence",
     "likelihoods",
+    "log_cdf",
     "log_prob",
+    "log_survival",
     "logit_laplace_loss",
     "logit_laplace_pixel_loss",
     "map_pixels",
+    "mean",
     "median",
+    "mode",
+    "pit",
+    "pixel_log_prob",
+    "pixel_pit",
     "quantile",
     "sample",
+    "score",
+    "survival",
     "unmap_pixels",
+    "variance",
 ]

@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 
 from logit_laplace_jax import distribution
 from logit_laplace_jax import pixels as pixel_maps
+from logit_laplace_jax.distribution import elementary
 
 
 @jax.jit
@@ -79,7 +80,7 @@ def _pixel_nll_jvp(
 
     value = _pixel_nll(*primals)
     partials = [partial(masked, 0), partial(masked, 1)]
-    return value, distribution.weighted_tangents(partials, tangents[2:], value)
+    return value, elementary.weighted_tangents(partials, tangents[2:], value)
 
 
 _pixel_nll.defjvp(_pixel_nll_jvp, symbolic_zeros=True)

@@ -1,0 +1,78 @@
+"""What every public function does with its arguments: types, shapes, ranges."""
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.experimental import checkify
+from jax.typing import ArrayLike
+
+
+def working_arrays(**named: ArrayLike) -> list[Array]:
+    """Casts the named arguments to the working type: float64 if one of them is, else float32.
+
+    Casts are explicit, so that callers may forbid implicit promotion
+    (``jax_numpy_dtype_promotion='strict'``).
+
+    Raises:
+      TypeError: an argument is boolean, complex or not numeric.
+
+    >>> [a.dtype.name for a in working_arrays(x=jnp.float16(0.5), loc=0)]
+    ['float32', 'float32']
+    """
+    arrays = {name: jnp.asarray(value) for name, value in named.items()}
+    for name, array in arrays.items():
+        if not (
+            jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)
+        ):
+            raise TypeError(f"{name} must be real numbers, got dtype {array.dtype}")
+    strong = [a.dtype for a in arrays.values() if not a.weak_type]
+    floats = [d for d in strong if jnp.issubdtype(d, jnp.floating)]
+    default = jnp.float32 if floats else jnp.result_type(float)
+    dtype = jnp.float64 if jnp.dtype("float64") in floats else default
+    return [lax.convert_element_type(a, dtype) for a in arrays.values()]
+
+
+def broadcast(**named: ArrayLike) -> list[Array]:
+    """The named arguments in the working type, broadcast against each other.
+
+    Raises:
+      ValueError: the shapes do not broadcast.
+
+    >>> [a.shape for a in broadcast(x=jnp.zeros((2, 1)), loc=jnp.zeros(3))]
+    [(2, 3), (2, 3)]
+    """
+    arrays = working_arrays(**named)
+    try:
+        shape = jnp.broadcast_shapes(*(a.shape for a in arrays))
+    except ValueError:
+        shapes = ", ".join(f"{name} {a.shape}" for name, a in zip(named, arrays, strict=True))
+        raise ValueError(f"shapes do not broadcast: {shapes}") from None
+    return [jnp.broadcast_to(a, shape) for a in arrays]
+
+
+def reject_integers(name: str, value: ArrayLike) -> None:
+    """Refuses integer arrays as ``x``: raw pixels by mistake. A Python 0 or 1 is an edge.
+
+    Raises:
+      TypeError: ``value`` is an integer array.
+
+    >>> reject_integers("x", 1)
+    """
+    array = jnp.asarray(value)
+    if jnp.issubdtype(array.dtype, jnp.integer) and not array.weak_type:
+        raise TypeError(
+            f"{name} must be floating point in (0, 1), got dtype {array.dtype}; "
+            "map 8-bit pixels with map_pixels, or use logit_laplace_pixel_loss"
+        )
+
+
+def debug_parameters(loc: Array, log_scale: Array) -> None:
+    """Range checks that run only in a caller functionalised by ``checkify.checkify``.
+
+    >>> def f(m):
+    ...     debug_parameters(m, m)
+    >>> error, _ = checkify.checkify(f)(jnp.array(jnp.nan))
+    >>> "loc must be finite" in error.get()
+    True
+    """
+    checkify.debug_check(jnp.all(jnp.isfinite(loc)), "loc must be finite")
+    checkify.debug_check(jnp.all(jnp.isfinite(log_scale)), "log_scale must be finite")

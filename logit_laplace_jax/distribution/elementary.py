@@ -1,0 +1,141 @@
+"""Elementary functions of x in (0, 1), exact to rounding for subnormal x too.
+
+CPUs and accelerators under XLA flush subnormal operands to zero: ``x > 0`` is False for them, and
+their logarithm is wrong. They are read through their bits.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.custom_derivatives import SymbolicZero
+
+LN2 = float(np.log(2.0))
+
+
+def bits(x: Array) -> Array:
+    """The bit pattern of x as a signed integer of the same width."""
+    return lax.bitcast_convert_type(x, jnp.int32 if x.dtype == jnp.float32 else jnp.int64)
+
+
+def inside(x: Array) -> Array:
+    """0 < x < 1, decided on the bits: IEEE comparisons flush subnormal x to 0."""
+    pattern = bits(x)
+    return (pattern > 0) & (pattern < bits(jnp.ones((), x.dtype)))
+
+
+def subnormal(x: Array) -> tuple[Array, Array, int]:
+    """For x >= 0: (is x subnormal or 0, its significand k as a normal float, e) with x = k 2**e."""
+    info = jnp.finfo(x.dtype)
+    pattern = bits(x)
+    return (
+        pattern < bits(jnp.asarray(info.tiny, x.dtype)),
+        pattern.astype(x.dtype),
+        info.minexp - info.nmant,
+    )
+
+
+def log(x: Array) -> Array:
+    """Natural logarithm of x > 0."""
+    small, significand, exponent = subnormal(x)
+    y = jnp.where(small, significand, x)
+    return jnp.log(y) + jnp.where(small, exponent * LN2, 0.0).astype(x.dtype)
+
+
+def divide(c: Array, x: Array) -> Array:
+    """c/x for x > 0; ±inf only where the quotient overflows."""
+    small, significand, exponent = subnormal(x)
+    quotient = c / jnp.where(small, significand, x)
+    # 2**-exponent overflows, so it is applied in halves; each is chosen element by element, or the
+    # compiler would multiply the two constants into that infinity.
+    half = exponent // 2
+    quotient = quotient * jnp.where(small, 2.0**-half, 1.0).astype(x.dtype)
+    return quotient * jnp.where(small, 2.0 ** (half - exponent), 1.0).astype(x.dtype)
+
+
+def saturate(y: Array) -> Array:
+    """Replaces ±inf by the largest finite numbers; NaN stays."""
+    largest = jnp.finfo(y.dtype).max
+    return jnp.clip(y, -largest, largest)
+
+
+@jax.custom_jvp
+def logit(x: Array) -> Array:
+    """ln(x / (1 - x)) for 0 < x < 1, with small relative error also near 1/2."""
+    # 1 - x is exact where it is the smaller one (x >= 1/2), and 1 - 2m where it cancels.
+    upper = x > 0.5
+    m = jnp.where(upper, 1.0 - x, x)
+    small, _, _ = subnormal(m)
+    magnitude = jnp.where(small, -log(m), jnp.log1p((1.0 - 2.0 * m) / m))
+    return jnp.where(upper, magnitude, -magnitude)
+
+
+@logit.defjvp
+def _logit_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (dx,) = primals, tangents
+    return logit(x), saturate(divide(jnp.ones_like(x), x) + 1.0 / (1.0 - x)) * dx
+
+
+def log_jacobian(x: Array) -> Array:
+    """ln(x (1 - x)), the log of dx / d(logit x)."""
+    small, _, _ = subnormal(x)
+    return jnp.where(small, log(x), jnp.log(jnp.where(small, 1.0, x * (1.0 - x))))
+
+
+# --- Differences of exponentials, without cancellation ------------------------------------------
+
+
+def log1m_half_exp(d: Array) -> Array:
+    """ln(1 - exp(-d)/2) for d >= 0.
+
+    By log1p of a positive argument: of a negative one it is inaccurate on some platforms.
+    """
+    tail = jnp.exp(-d)
+    return -jnp.log1p(tail / (2.0 - tail))
+
+
+def log1m_exp(d: Array, log_d: Array) -> Array:
+    """ln(1 - exp(-d)) for d > 0, given ln d too, which stays finite where d underflows."""
+    small = d < 0.01
+    # ln(d - d²/2 + d³/6 - ...) = ln d - d/2 + d²/24 - d⁴/2880; the next term is below 2**-60.
+    series = log_d - d * (0.5 - d * (1 / 24 - d * d / 2880))
+    return jnp.where(small, series, jnp.log(-jnp.expm1(-jnp.where(small, 1.0, d))))
+
+
+def exp_excess(y: Array) -> Array:
+    """exp(y) - 1 - y, which is >= 0, with small relative error also near y = 0."""
+    near = jnp.abs(y) < 0.5
+    z = jnp.where(near, y, 0.0)
+    series = jnp.ones_like(y)  # 2 (exp(z) - 1 - z)/z² = 1 + z/3 (1 + z/4 (1 + ...)), to 2**-56
+    for k in range(16, 2, -1):
+        series = 1.0 + series * z / k
+    return jnp.where(near, 0.5 * z * z * series, jnp.expm1(y) - y)
+
+
+def sinhc(y: Array) -> Array:
+    """sinh(y)/y for |y| <= 1/2."""
+    w, series = y * y, jnp.ones_like(y)
+    for k in range(7, 0, -1):
+        series = 1.0 + series * w / (2 * k * (2 * k + 1))
+    return series
+
+
+# --- Derivative rules ---------------------------------------------------------------------------
+
+
+def weighted_tangents(partials: list[Any], tangents: tuple[Any, ...], like: Array) -> Array:
+    """Sum of partial · tangent over the arguments that are differentiated.
+
+    ``partials`` are functions without arguments, called only where needed.
+
+    >>> ones = jnp.ones(2)
+    >>> weighted_tangents([lambda: 2 * ones, lambda: 3 * ones], (ones, ones), ones)
+    Array([5., 5.], dtype=float32)
+    """
+    total = jnp.zeros_like(like)
+    for derivative, tangent in zip(partials, tangents, strict=True):
+        if not isinstance(tangent, SymbolicZero):
+            total = total + derivative() * tangent
+    return total
