@@ -1,6 +1,8 @@
-"""Evaluates trained runs on held-out crops: a table on the terminal, and JSON.
+"""Evaluates trained runs on held-out images: a table, JSON and a page of plots.
 
 python experiments/evaluate.py RUN_DIR... [--options]
+
+Writes evaluation.json and evaluation.png into each run directory, in place of older ones.
 """
 
 import dataclasses
@@ -9,20 +11,6 @@ import time
 from pathlib import Path
 
 from _cli import fail, one_line_errors, parse, quiet, run_script
-
-ROWS = {
-    "psnr": ("PSNR, hard codes", "dB"),
-    "psnr_relaxed": ("PSNR, relaxed codes", "dB"),
-    "nll_hard": ("NLL, hard codes", "nats a value"),
-    "nll_relaxed": ("NLL, relaxed codes", "nats a value"),
-    "kl": ("KL to uniform", "nats a token"),
-    "elbo_hard": ("ELBO, hard codes (ln V a token)", "nats a value"),
-    "elbo_relaxed": ("ELBO, relaxed codes", "nats a value"),
-    "code_usage": ("codes in use", "share"),
-    "code_perplexity": ("perplexity of the codes", "codes"),
-    "floor_share": ("ln b at its floor", "share"),
-    "images": ("crops", ""),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +22,16 @@ class Options:
     data: str | None = None
     """Held-out images: photos, folder:PATH or tfds:NAME; default: what the run was trained on."""
     json: Path | None = None
-    """Also write the numbers to this file; it must not exist."""
+    """Also write the numbers of all runs to this file; it must not exist."""
+    whole: bool = False
+    """Evaluate whole images of any size, padded where needed (padding never counts), not crops."""
+    edges: Path | None = None
+    """Folder of boundary maps (white on black) named like the images, with --whole; default: a
+    Sobel filter."""
+    limit: int | None = None
+    """At most so many crops, or images with --whole; default: the run's --eval-images."""
+    batch_size: int | None = None
+    """Images at a time, over all devices; default: the run's; with --whole one a device."""
 
 
 def main(args: list[str]) -> None:
@@ -49,7 +46,9 @@ def main(args: list[str]) -> None:
         config=(tyro.conf.PositionalRequiredArgs,),
     )
     quiet()
-    from logit_laplace_jax.training import checkpoints, loop
+    from logit_laplace_jax.data import errors
+    from logit_laplace_jax.evaluation import report_page
+    from logit_laplace_jax.training import checkpoints, measure
 
     if not options.run_dirs:
         fail("name at least one run directory: evaluate.py RUN_DIR...")
@@ -57,17 +56,36 @@ def main(args: list[str]) -> None:
         fail(f"{options.json} exists; choose another --json file")
     if options.json is not None and not options.json.parent.is_dir():
         fail(f"{options.json.parent} is not a folder; make it, or choose another --json file")
+    for name in ("limit", "batch_size"):
+        if (getattr(options, name) or 1) < 1:
+            fail(f"--{name.replace('_', '-')} must be 1 or more")
     results = {}
     for folder in options.run_dirs:
-        with one_line_errors(ValueError, checkpoints.CheckpointError):
-            started = time.perf_counter()
-            results[str(folder)] = values = loop.evaluate_run(folder, options.data)
+        started = time.perf_counter()
+        with one_line_errors(ValueError, checkpoints.CheckpointError, errors.DataError):
+            values, pictures = measure.measure_run(
+                folder,
+                options.data,
+                whole=options.whole,
+                edge_maps=options.edges,
+                limit=options.limit,
+                batch_size=options.batch_size,
+            )
+        results[str(folder)] = values
         seconds = time.perf_counter() - started
-        print(f"{folder}: step {values['step']:.0f}, evaluated in {seconds:.1f} s")
-        for name, (label, unit) in ROWS.items():
-            print(f"  {label:<34} {values[name]:10.4f} {unit}".rstrip())
+        print(f"{folder}: step {values['step']}, evaluated in {seconds:.1f} s")
+        print(report_page.table(values))
+        (folder / "evaluation.json").write_text(_text(values), encoding="utf-8")
+        page = folder / "evaluation.png"
+        title = f"{folder.name}: {values['likelihood']}, step {values['step']}, {values['data']}"
+        report_page.write_page(page, values, pictures, title)
+        print(f"page      {page}\nnumbers   {folder / 'evaluation.json'}")
     if options.json is not None:
-        options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        options.json.write_text(_text(results), encoding="utf-8")
+
+
+def _text(values: dict[str, object]) -> str:
+    return json.dumps(values, indent=2) + "\n"
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ two cdfs:
 The ends' logits, and the bins' widths in logit space, are constants of the map, rounded once.
 """
 
+import math
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -28,6 +29,9 @@ from logit_laplace_jax import distribution
 from logit_laplace_jax import pixels as pixel_maps
 from logit_laplace_jax.distribution import elementary
 from logit_laplace_jax.distribution.elementary import LN2, saturate
+
+_FAR = 1e4
+"""A distance in units of b that counts as infinite: exp(-1e4) is 0 in any precision."""
 
 
 class _Bins(NamedTuple):
@@ -62,13 +66,11 @@ def _look_up(pixels: Array, loc: ArrayLike, log_scale: ArrayLike, eps: float) ->
 
 
 def _standardise(t: Array, loc: Array, inv_scale: Array) -> Array:
-    d = t - loc
-    return jnp.where(d == 0, 0.0, d * inv_scale)
-
-
-def _inverse(log_scale: Array) -> Array:
-    """1/b, kept above 0, so that infinite ends stay infinite."""
-    return jnp.maximum(jnp.exp(-log_scale), jnp.finfo(log_scale.dtype).tiny)
+    """(t - μ)/b; an open end is far away, a constant that no derivative passes through."""
+    is_open = jnp.isinf(t)
+    d = jnp.where(is_open, 0.0, t) - loc
+    z = jnp.where(d == 0, 0.0, d * inv_scale)
+    return jnp.where(is_open, jnp.sign(t) * _FAR, z)
 
 
 class _Parts(NamedTuple):
@@ -87,7 +89,7 @@ class _Parts(NamedTuple):
 
 
 def _parts(lower: Array, upper: Array, width: Array, loc: Array, log_scale: Array) -> _Parts:
-    inv_scale = _inverse(log_scale)
+    inv_scale = jnp.exp(-log_scale)
     z0, z1 = (_standardise(t, loc, inv_scale) for t in (lower, upper))
     below, above = z1 <= 0, z0 >= 0
     inside = ~(below | above)
@@ -97,7 +99,9 @@ def _parts(lower: Array, upper: Array, width: Array, loc: Array, log_scale: Arra
         below,
         above,
         near=jnp.where(below, -z1, jnp.where(above, z0, 0.0)),
-        delta=width * inv_scale,
+        delta=jnp.where(
+            jnp.isinf(width), _FAR, jnp.where(jnp.isinf(width), 1.0, width) * inv_scale
+        ),
         lower_tail=jnp.exp(start),
         upper_tail=jnp.exp(-end),
         both_misses=-jnp.expm1(start) - jnp.expm1(-end),
@@ -129,18 +133,17 @@ def _log_mass_jvp(primals: tuple[Array, ...], tangents: tuple[Any, ...]) -> tupl
     misses = jnp.where(p.both_misses > 0, p.both_misses, 1.0)
 
     def by_loc() -> Array:
-        difference = p.lower_tail - p.upper_tail
+        difference = jnp.expm1(p.z0) - jnp.expm1(-p.z1)  # of exp(z₀) and exp(-z₁)
         around = jnp.where(difference == 0, 0.0, difference / misses * p.inv_scale)
         outside = jnp.where(p.below, -p.inv_scale, p.inv_scale)
         return saturate(jnp.where(p.below | p.above, outside, around))
 
     def by_log_scale() -> Array:
-        # Δ/(e^Δ - 1) is 1 at 0 and 0 at infinity, where the exponential overflows first.
-        delta = jnp.clip(p.delta, jnp.finfo(loc.dtype).tiny, 1e3)
+        # Δ/(e^Δ - 1) is 1 at 0 and vanishes before the exponential overflows.
+        delta = jnp.clip(p.delta, jnp.finfo(loc.dtype).tiny, math.log(jnp.finfo(loc.dtype).max) - 1)
         outside = p.near - delta / jnp.expm1(delta)
-        from_below = jnp.where(p.lower_tail == 0, 0.0, p.z0) * p.lower_tail
-        from_above = jnp.where(p.upper_tail == 0, 0.0, p.z1) * p.upper_tail
-        around = jnp.where(p.both_misses > 0, (from_below - from_above) / misses, -1.0)
+        moments = p.z0 * p.lower_tail - p.z1 * p.upper_tail
+        around = jnp.where(p.both_misses > 0, moments / misses, -1.0)
         return saturate(jnp.where(p.below | p.above, outside, around))
 
     value = _log_mass(*primals)
@@ -227,7 +230,7 @@ def _pixel_pit(
     pixels: Array, loc: ArrayLike, log_scale: ArrayLike, eps: float, key: Array | None
 ) -> Array:
     lower, upper, _, _, loc, log_scale = _look_up(pixels, loc, log_scale, eps)
-    inv_scale = _inverse(log_scale)
+    inv_scale = jnp.exp(-log_scale)
 
     def cdf(t: Array) -> Array:
         z = _standardise(t, loc, inv_scale)

@@ -14,7 +14,7 @@ from .errors import DataError, TooSmallImage, UnreadableImage
 if TYPE_CHECKING:
     from .augment import eval_crop, grid_crops, train_crop
     from .images import decode
-    from .pipeline import check_source, eval_batches, train_batches
+    from .pipeline import check_source, eval_batches, train_batches, whole_batches
     from .sources import Source, open_source
 
 _MODULES = {
@@ -25,6 +25,7 @@ _MODULES = {
     "check_source": "pipeline",
     "eval_batches": "pipeline",
     "train_batches": "pipeline",
+    "whole_batches": "pipeline",
     "Source": "sources",
     "open_source": "sources",
 }
@@ -42,6 +43,7 @@ __all__ = [
     "open_source",
     "train_batches",
     "train_crop",
+    "whole_batches",
 ]
 
 

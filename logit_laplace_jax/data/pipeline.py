@@ -22,12 +22,13 @@ import functools
 import hashlib
 import logging
 import threading
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from .augment import eval_crop, grid_crops, train_crop
+from .augment import area_resize, eval_crop, grid_crops, train_crop
 from .errors import DataError, TooSmallImage, UnreadableImage, missing_package
 from .sources import Source, Split, open_source
 
@@ -310,8 +311,9 @@ def eval_batches(
         threads: number of decoding threads; 0 decodes when a batch is asked for.
 
     Returns:
-        Iterable of {"pixels": uint8 [B, S, S, C], "mask": float32 [B]}. The mask is 1 on crops and
-        0 on the rows of zeros that fill up the last batch.
+        Iterable of {"pixels": uint8 [B, S, S, C], "mask": float32 [B], "id": int32 [B]}. The mask
+        is 1 on crops and 0 on the rows of zeros that fill up the last batch. The id is a checksum
+        of the crop's pixels, so that chance can be drawn by crop and not by place.
 
     Raises:
         DataError: a wrong option, a source that cannot be opened, or, when iterating, no usable
@@ -344,6 +346,117 @@ def eval_batches(
 
     stream = _threaded(grain.MapDataset.range(len(source)).map(crops), threads)
     return EvalBatches(source, stream, skipped, batch_size, 2**62 if limit is None else limit)
+
+
+class WholeBatches:
+    """What `whole_batches` returns: iterate over it any number of times, each a full pass."""
+
+    def __init__(
+        self, source: Source, stream: Any, skipped: Skipped, batch_size: int, multiple: int
+    ):
+        self.source = source
+        self._stream = stream
+        self._skipped = skipped
+        self._batch_size = batch_size
+        self._multiple = multiple
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """The images skipped until now: name to reason."""
+        return self._skipped.as_dict()
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        waiting: dict[tuple[int, int], list[tuple[str, np.ndarray]]] = {}
+        iterator = iter(self._stream)
+        try:
+            for image in iterator:
+                if image is None:
+                    continue
+                name, pixels = image
+                rows = waiting.setdefault(pixels.shape[:2], [])
+                rows.append((name, pixels))
+                if len(rows) == self._batch_size:
+                    yield self._batch(waiting.pop(pixels.shape[:2]))
+        finally:
+            iterator.close()
+        for rows in waiting.values():
+            yield self._batch(rows)
+
+    def _batch(self, rows: list[tuple[str, np.ndarray]]) -> dict[str, Any]:
+        height, width = rows[0][1].shape[:2]
+        beyond = [(0, -side % self._multiple) for side in (height, width)]
+        padded = [np.pad(pixels, (*beyond, (0, 0)), mode="edge") for _, pixels in rows]
+        return {
+            **_padded(padded, self._batch_size),
+            "size": (height, width),
+            "names": tuple(name for name, _ in rows),
+        }
+
+
+def whole_batches(
+    spec: str | Source,
+    *,
+    multiple: int,
+    batch_size: int,
+    channels: int = 3,
+    data_dir: str | None = None,
+    limit: int | None = None,
+    scale: float | None = None,
+    split: Split = "validation",
+    threads: int = 2,
+) -> WholeBatches:
+    """Every image of a split once and entire, at any size, in batches of images of one size.
+
+    Args:
+        spec: a source's specification (see `sources.open_source`), or an open source.
+        multiple: the model's downsampling; sides are padded to a multiple of it by repeating the
+            last row and column.
+        batch_size: number B of rows in every batch.
+        channels: 3 for RGB, 1 for grey.
+        data_dir: where TFDS keeps its data sets.
+        limit: the first so many images; None takes all.
+        scale: size of the images evaluated, as a share of their own, in (0, 1]; None is 1.
+        split: `validation` or `train`; not used with an open source.
+        threads: number of decoding threads; 0 decodes when a batch is asked for.
+
+    Returns:
+        Iterable of batches as of `eval_batches`, with `size` = (height, width) of the images
+        without their padding, and `names` of those that count. Every size is a shape of its own
+        for the compiler.
+
+    Raises:
+        DataError: a wrong option, or a source that cannot be opened.
+
+    Example:
+        >>> photos = [np.zeros((8, n, 3), np.uint8) for n in (8, 10, 8)]
+        >>> source = Source("demo", "validation", read=photos.__getitem__, name=str, count=3)
+        >>> for batch in whole_batches(source, multiple=4, batch_size=2):
+        ...     print(batch["pixels"].shape, batch["size"], batch["names"])
+        (2, 8, 8, 3) (8, 8) ('0', '2')
+        (2, 8, 12, 3) (8, 10) ('1',)
+    """
+    _check_sizes(multiple, batch_size, threads)
+    if limit is not None and limit < 1:
+        raise DataError(f"limit must be at least 1, not {limit}")
+    if scale is not None and not 0 < scale <= 1:
+        raise DataError(f"scale must be in (0, 1], not {scale}")
+    source = _open(spec, split, data_dir, channels)
+    skipped = Skipped(source)
+
+    def image(index: int) -> tuple[str, np.ndarray] | None:
+        try:
+            pixels = source[index]
+        except UnreadableImage as error:
+            skipped.add(index, error)
+            return None
+        if scale is not None and scale < 1:
+            height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
+            pixels = area_resize(pixels, (width, height))
+        return source.name(index), pixels
+
+    count = len(source) if limit is None else min(limit, len(source))
+    stream = _threaded(grain.MapDataset.range(count).map(image), threads)
+    return WholeBatches(source, stream, skipped, batch_size, multiple)
 
 
 def check_source(
@@ -441,4 +554,6 @@ def _padded(rows: list[np.ndarray], batch_size: int) -> Batch:
     pixels = np.zeros((batch_size, *rows[0].shape), np.uint8)
     pixels[: len(rows)] = rows
     mask = (np.arange(batch_size) < len(rows)).astype(np.float32)
-    return {"pixels": pixels, "mask": mask}
+    ids = np.zeros(batch_size, np.int32)
+    ids[: len(rows)] = [zlib.crc32(row.tobytes()) >> 1 for row in rows]
+    return {"pixels": pixels, "mask": mask, "id": ids}

@@ -1,5 +1,6 @@
 """The log density, its score and its Fisher information."""
 
+import math
 from typing import Any
 
 import jax
@@ -175,4 +176,6 @@ def fisher_information(loc: ArrayLike, log_scale: ArrayLike) -> tuple[Array, Arr
     loc, log_scale = broadcast(loc=loc, log_scale=log_scale)
     debug_parameters(loc, log_scale)
     nothing = 0.0 * (loc + log_scale)  # NaN parameters give NaN
-    return elementary.saturate(jnp.exp(-2.0 * log_scale)) + nothing, 1.0 + nothing
+    # Capped before the exponential: a cap after it would make 0 · inf of its derivative.
+    largest = math.log(jnp.finfo(loc.dtype).max) - 1e-4  # rounded up it would overflow
+    return jnp.exp(jnp.minimum(-2.0 * log_scale, largest)) + nothing, 1.0 + nothing

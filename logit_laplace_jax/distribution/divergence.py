@@ -8,7 +8,12 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from logit_laplace_jax.distribution.arguments import broadcast, debug_parameters
-from logit_laplace_jax.distribution.elementary import exp_excess, saturate, weighted_tangents
+from logit_laplace_jax.distribution.elementary import (
+    exp_excess,
+    exp_quotient,
+    saturate,
+    weighted_tangents,
+)
 
 
 def _terms(
@@ -46,11 +51,19 @@ def _kl_jvp(
     decay = jnp.exp(-delta)
 
     def by_loc_p() -> Array:
-        return saturate(jnp.where(gap == 0, 0.0, -jnp.sign(d) * inv_q * jnp.expm1(-delta)))
+        # sign(d) (1 - exp(-δ))/b_q; near d = 0 as a smooth function of d, for its curvature there.
+        near = delta < 0.5
+        inv_p = jnp.exp(-primals[1])
+        smooth = jnp.where(near, d, 0.0) * inv_p * exp_quotient(-jnp.where(near, delta, 0.0))
+        beyond = jnp.sign(d) * -jnp.expm1(-jnp.where(near, 1.0, delta))
+        return saturate(inv_q * jnp.where(near, smooth, beyond))
 
     def by_log_scale_p() -> Array:
-        lost = 1.0 - decay - jnp.where(decay == 0, 0.0, delta) * decay
-        return saturate(jnp.expm1(rho) - jnp.where(lost == 0, 0.0, r * lost))
+        kept = jnp.where(decay == 0, 0.0, 1.0 + delta) * decay
+        overflow = jnp.isinf(r)
+        finite = jnp.where(overflow, 1.0, r)
+        value = jnp.expm1(jnp.where(overflow, 0.0, rho)) - finite * (1.0 - kept)
+        return saturate(jnp.where(overflow, jnp.where(kept > 0, jnp.inf, -1.0), value))
 
     def by_log_scale_q() -> Array:
         return saturate(-jnp.expm1(rho) - by_location)

@@ -114,6 +114,17 @@ def exp_excess(y: Array) -> Array:
     return jnp.where(near, 0.5 * z * z * series, jnp.expm1(y) - y)
 
 
+def exp_quotient(y: Array) -> Array:
+    """(exp(y) - 1)/y, 1 at y = 0, with small relative error in value and derivative."""
+    near = jnp.abs(y) < 0.5
+    z = jnp.where(near, y, 0.0)
+    series = jnp.ones_like(y)  # 1 + z/2 (1 + z/3 (1 + ...)), to 2**-56
+    for k in range(16, 1, -1):
+        series = 1.0 + series * z / k
+    far = jnp.where(near, 1.0, y)
+    return jnp.where(near, series, jnp.expm1(far) / far)
+
+
 def sinhc(y: Array) -> Array:
     """sinh(y)/y for |y| <= 1/2."""
     w, series = y * y, jnp.ones_like(y)

@@ -18,8 +18,8 @@ meet at b = 1/4:
   to b -> 0 and into the tails c -> 0.
 * b > 1/4: beyond |t| = 3 the series σ(t) = e^t - e^2t + e^3t - ... times the Laplace density is
   integrated term by term in closed form; where n = a, the quotient (e^{(n-a)L} - 1)/(n-a) is taken
-  as a midpoint exponential times sinh(y)/y, which has no pole. Between -3 and 3, split at μ, 16
-  Gauss-Legendre nodes a panel. Twelve terms leave e^-36, the nodes 1e-13.
+  as a midpoint exponential times sinh(y)/y, which has no pole. Between -3 and 3, split at μ, 20
+  Gauss-Legendre nodes a panel. Twelve terms leave e^-36, the nodes about 1e-13.
 
 By symmetry only μ <= 0 is computed, where the mean is the smaller one of x and 1-x: its relative
 error is small there, which 1 - mean would not have.
@@ -36,6 +36,7 @@ p - b² p'' = δ, so G - b² G'' = softplus(μ), and G'' = E σ'(X). With ln x(1
 Derivatives are those of the quadrature itself, taken forward through it in the derivative rule.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -48,11 +49,11 @@ from logit_laplace_jax.distribution import elementary
 from logit_laplace_jax.distribution.arguments import broadcast, debug_parameters
 from logit_laplace_jax.distribution.elementary import LN2, weighted_tangents
 
-_NARROW = 0.25  # the largest b of the Gauss-Laguerre method
+_NARROW = math.log(0.25)  # the largest ln b of the Gauss-Laguerre method
 _EDGE = 3.0  # where the series takes over from the panels
 
 _LAGUERRE = np.polynomial.laguerre.laggauss(24)
-_LEGENDRE = np.polynomial.legendre.leggauss(16)
+_LEGENDRE = np.polynomial.legendre.leggauss(20)
 
 # For r(x) = x/(1+x) with x = e^-|t|, the coefficients of x^n, n = 1..12, in r, r² and r(1-r).
 _ORDERS = np.arange(1.0, 13.0)
@@ -61,17 +62,20 @@ _R_SQUARED = -(_ORDERS - 1) * _R
 _R_SLOPE = _ORDERS * _R
 
 
-def _rule(table: tuple[np.ndarray, np.ndarray], dtype: Any) -> tuple[Array, Array]:
-    """Nodes and weights of a quadrature rule."""
-    return jnp.asarray(table[0], dtype), jnp.asarray(table[1], dtype)
+def _last(values: np.ndarray, like: Array) -> Array:
+    """A table along a new last axis of ``like``."""
+    return jnp.asarray(values, like.dtype).reshape((1,) * like.ndim + (-1,))
 
 
 def _narrow(loc: Array, scale: Array) -> tuple[Array, Array, Array]:
     """(E x, Var x, b E σ'(X)) for loc <= 0 and b <= 1/4, by Gauss-Laguerre quadrature."""
-    nodes, weights = _rule(_LAGUERRE, loc.dtype)
+    nodes, weights = (_last(v, loc) for v in _LAGUERRE)
     s = scale[..., None] * nodes
     c, d = jax.nn.sigmoid(loc)[..., None], jax.nn.sigmoid(-loc)[..., None]
-    rise, fall = jnp.expm1(s), -jnp.expm1(-s)
+    # fall = 1 - exp(-s), from the same expm1: XLA's CPU compiler (0.10.2 and 0.12) confuses expm1(s)
+    # and expm1(-s) where both feed one sum over an array of some 5,000 elements.
+    rise = jnp.expm1(s)
+    fall = rise / (1.0 + rise)
     up, down = c * d * rise / (1.0 + c * rise), -c * d * fall / (1.0 - c * fall)
 
     def expect(above: Array, below: Array) -> Array:
@@ -86,17 +90,17 @@ def _narrow(loc: Array, scale: Array) -> tuple[Array, Array, Array]:
 def _wide(loc: Array, scale: Array) -> tuple[Array, Array, Array]:
     """(E x, Var x, b E σ'(X)) for loc <= 0 and b > 1/4, by series beyond ±3 and panels between."""
     rate = 1.0 / scale
-    nodes, weights = _rule(_LEGENDRE, loc.dtype)
-    orders, r, r_squared, r_slope = (
-        jnp.asarray(v, loc.dtype) for v in (_ORDERS, _R, _R_SQUARED, _R_SLOPE)
-    )
+    nodes, weights = (_last(v, loc) for v in _LEGENDRE)
+    orders, r, r_squared, r_slope = (_last(v, loc) for v in (_ORDERS, _R, _R_SQUARED, _R_SLOPE))
     near = loc > -_EDGE
     mu, a = loc[..., None], rate[..., None]
-    start = jnp.maximum(mu, -_EDGE)  # where the second panel begins
+    # Where the series ends and the second panel begins; by where, for a derivative at μ = -3.
+    tail = jnp.where(near[..., None], -_EDGE, mu)
+    start = jnp.where(near[..., None], mu, -_EDGE)
 
     # b · the integrals of e^{nt} below -3, and of e^{-nt} above 3, against the density's 2 p(t).
     # For μ < -3 the former is that up to μ and that from μ to -3, over a length L.
-    length = -_EDGE - jnp.minimum(mu, -_EDGE)
+    length = -_EDGE - tail
     y = 0.5 * (orders - a) * length
     central = jnp.abs(y) < 0.5
     size = jnp.where(central, 1.0, jnp.abs(y))
@@ -109,7 +113,7 @@ def _wide(loc: Array, scale: Array) -> tuple[Array, Array, Array]:
     below = jnp.where(
         near[..., None],
         jnp.exp(-orders * _EDGE - a * (start + _EDGE)) / (orders + a),
-        jnp.exp(orders * jnp.minimum(mu, -_EDGE)) / (orders + a) + between,
+        jnp.exp(orders * tail) / (orders + a) + between,
     )
     above = jnp.exp(-orders * _EDGE - a * (_EDGE - mu)) / (orders + a)
 
@@ -151,9 +155,9 @@ def _wide(loc: Array, scale: Array) -> tuple[Array, Array, Array]:
 def _forward(loc: Array, log_scale: Array) -> tuple[Array, Array, Array]:
     # Far beyond any use, and where products with L stay finite.
     folded = jnp.maximum(jnp.where(loc > 0, -loc, loc), -1e30)
-    narrow = log_scale <= np.log(_NARROW)
-    few = _narrow(folded, jnp.exp(jnp.where(narrow, log_scale, np.log(_NARROW))))
-    many = _wide(folded, jnp.exp(jnp.where(narrow, np.log(_NARROW), log_scale)))
+    narrow = log_scale <= _NARROW
+    few = _narrow(folded, jnp.exp(jnp.where(narrow, log_scale, _NARROW)))
+    many = _wide(folded, jnp.exp(jnp.where(narrow, _NARROW, log_scale)))
     mean, variance, slope = (jnp.where(narrow, f, m) for f, m in zip(few, many, strict=True))
     return jnp.where(loc > 0, 1.0 - mean, mean), variance, slope
 

@@ -1,76 +1,42 @@
 """The logit-Laplace likelihood of DALL-E's dVAE (Ramesh et al. 2021, appendix A.3)."""
 
 import dataclasses
-import math
 from typing import ClassVar
 
-import jax
-import jax.numpy as jnp
 from jax import Array
 
-from logit_laplace_jax import distribution, losses
-from logit_laplace_jax import pixels as pixel_maps
-from logit_laplace_jax.likelihoods import base
+from logit_laplace_jax import losses, pixel_masses
+from logit_laplace_jax.likelihoods import bins, kernels, location_scale
 
 
 @dataclasses.dataclass(frozen=True)
-class LogitLaplaceLikelihood:
-    """Two maps a channel: μ, then ln b.
+class LogitLaplaceLikelihood(location_scale.LogitLocationScale):
+    """Laplace in t = logit x, x = (1-2ε)v + ε: maps of μ, then of ln b, both in logit space.
 
-    Attributes:
-      eps: ε of the pixel map, in [0, 0.5).
-      min_log_scale: soft floor of ln b, or None for none (the paper's choice). With a floor m the
-        scale is ln b = m + softplus(raw - m): above m everywhere, within 0.02 of the raw value
-        from m + 4 on, and with a gradient that never vanishes, unlike that of a hard maximum.
+    The loss is the negative log density of the mapped pixel x (the paper's equation 2), that of
+    ``logit_laplace_pixel_loss``; ``log_mass`` is ``pixel_log_prob``. The paper has eps=0.1 and no
+    floor. The optimal b is the mean absolute deviation in logit space. ``reconstruct`` is the
+    median, clip((sigmoid(μ) - ε)/(1 - 2ε), 0, 1).
 
+    >>> import jax.numpy as jnp
     >>> likelihood = LogitLaplaceLikelihood()
     >>> pixels = jnp.array([[0, 128, 255]], jnp.uint8)
     >>> stats = jnp.zeros((1, 6))
     >>> likelihood.loss(pixels, stats).shape, likelihood.reconstruct(stats).tolist()
     ((1, 3), [[0.5, 0.5, 0.5]])
+    >>> LogitLaplaceLikelihood(min_log_scale=-5.0).parameters(jnp.array([0.0, -99.0]))[1]
+    Array([-5.], dtype=float32)
     """
 
-    eps: float = 0.1
-    min_log_scale: float | None = None
-
     name: ClassVar[str] = "logit_laplace"
-    num_stats: ClassVar[int] = 2
+    kernel: ClassVar[type[kernels.Kernel]] = kernels.Laplace
 
-    def __post_init__(self) -> None:
-        pixel_maps.check_eps(self.eps)
-        if self.min_log_scale is not None and not math.isfinite(self.min_log_scale):
-            raise ValueError(f"min_log_scale must be finite or None, got {self.min_log_scale}")
+    def _loss(self, pixels: Array, stats: Array, noise: Array | None) -> Array:
+        loc, log_scale = self.parameters(stats, pixels, noise)
+        if noise is None:
+            return losses.logit_laplace_pixel_loss(pixels, loc, log_scale, eps=self.eps)
+        x = bins.unit_interval(pixels, noise, loc.dtype, self.eps)
+        return losses.logit_laplace_loss(x, loc, log_scale)
 
-    def parameters(self, stats: Array) -> tuple[Array, Array]:
-        """(μ, ln b), each [..., C], with the floor applied.
-
-        >>> LogitLaplaceLikelihood(min_log_scale=-5.0).parameters(jnp.array([0.0, -99.0]))[1]
-        Array([-5.], dtype=float32)
-        """
-        loc, log_scale = base.split_stats(stats, self.num_stats)
-        if self.min_log_scale is not None:
-            log_scale = self.min_log_scale + jax.nn.softplus(log_scale - self.min_log_scale)
-        return loc, log_scale
-
-    def loss(self, pixels: Array, stats: Array) -> Array:
-        """Negative log density of the mapped pixels, in nats a value: float32 [..., C]."""
-        base.check_pixels(pixels, stats, self.num_stats)
-        loc, log_scale = self.parameters(stats)
-        return losses.logit_laplace_pixel_loss(pixels, loc, log_scale, eps=self.eps)
-
-    def reconstruct(self, stats: Array) -> Array:
-        """The median, clip((sigmoid(μ) - ε)/(1 - 2ε), 0, 1): float32 [..., C]."""
-        return pixel_maps.unmap_pixels(distribution.median(*self.parameters(stats)), eps=self.eps)
-
-    def sample(self, key: Array, stats: Array) -> Array:
-        """A draw, mapped back and clipped to [0, 1]: float32 [..., C]."""
-        return pixel_maps.unmap_pixels(
-            distribution.sample(key, *self.parameters(stats)), eps=self.eps
-        )
-
-    def at_floor(self, stats: Array) -> Array:
-        """Where the raw ln b lies at or below the floor: bool [..., C]; all False without one."""
-        log_scale = base.split_stats(stats, self.num_stats)[1]
-        if self.min_log_scale is None:
-            return jnp.zeros(log_scale.shape, bool)
-        return log_scale <= self.min_log_scale
+    def _log_mass_at(self, pixels: Array, loc: Array, log_scale: Array) -> Array:
+        return pixel_masses.pixel_log_prob(pixels, loc, log_scale, eps=self.eps)

@@ -5,9 +5,32 @@ import difflib
 from typing import Any
 
 from logit_laplace_jax.likelihoods.base import Likelihood
+from logit_laplace_jax.likelihoods.categorical import CategoricalLikelihood
+from logit_laplace_jax.likelihoods.continuous_bernoulli import ContinuousBernoulliLikelihood
+from logit_laplace_jax.likelihoods.laplace import LaplaceLikelihood
+from logit_laplace_jax.likelihoods.logistic import LogisticLikelihood
+from logit_laplace_jax.likelihoods.logistic_mixture import LogisticMixtureLikelihood
 from logit_laplace_jax.likelihoods.logit_laplace import LogitLaplaceLikelihood
+from logit_laplace_jax.likelihoods.logit_normal import LogitNormalLikelihood
+from logit_laplace_jax.likelihoods.normal import NormalLikelihood
+from logit_laplace_jax.likelihoods.truncated_laplace import TruncatedLaplaceLikelihood
+from logit_laplace_jax.likelihoods.truncated_normal import TruncatedNormalLikelihood
 
-_FAMILIES: dict[str, type] = {"logit_laplace": LogitLaplaceLikelihood}
+_FAMILIES: dict[str, type[Likelihood]] = {
+    family.name: family
+    for family in (
+        LogitLaplaceLikelihood,
+        LaplaceLikelihood,
+        NormalLikelihood,
+        LogisticLikelihood,
+        LogitNormalLikelihood,
+        TruncatedNormalLikelihood,
+        TruncatedLaplaceLikelihood,
+        ContinuousBernoulliLikelihood,
+        LogisticMixtureLikelihood,
+        CategoricalLikelihood,
+    )
+}
 
 
 def names() -> tuple[str, ...]:
@@ -17,6 +40,20 @@ def names() -> tuple[str, ...]:
     True
     """
     return tuple(sorted(_FAMILIES))
+
+
+def options(name: str) -> tuple[str, ...]:
+    """The names of that family's options, in the order of its fields.
+
+    Raises:
+      ValueError: the name is unknown.
+
+    >>> options("logit_laplace")
+    ('scale', 'fixed_scale', 'min_log_scale', 'eps')
+    >>> options("categorical")
+    ()
+    """
+    return tuple(field.name for field in dataclasses.fields(_family(name)))
 
 
 def get(name: str, **options: Any) -> Likelihood:
@@ -37,16 +74,18 @@ def get(name: str, **options: Any) -> Likelihood:
     ...
     ValueError: unknown likelihood 'logit_laplcae'; did you mean 'logit_laplace'?
     """
+    family = _family(name)
+    known = {field.name for field in dataclasses.fields(family)}
+    for option in options:
+        if option not in known:
+            has = ", ".join(sorted(known)) or "none"
+            raise TypeError(f"likelihood {name!r} has no option {option!r}; it has {has}")
+    return family(**options)
+
+
+def _family(name: str) -> type[Likelihood]:
     if name not in _FAMILIES:
         close = difflib.get_close_matches(name, _FAMILIES, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(names())}"
         raise ValueError(f"unknown likelihood {name!r}; {hint}")
-    family = _FAMILIES[name]
-    known = {field.name for field in dataclasses.fields(family)}
-    for option in options:
-        if option not in known:
-            raise TypeError(
-                f"likelihood {name!r} has no option {option!r}; it has {', '.join(sorted(known))}"
-            )
-    likelihood: Likelihood = family(**options)
-    return likelihood
+    return _FAMILIES[name]

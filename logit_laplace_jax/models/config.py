@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal, get_args
 
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
+ConstantScale = Literal["none", "per_channel", "shared"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,8 @@ class DVAEConfig:
     """Colour channels of the image: 3 for RGB, 1 for grey."""
     stats_per_channel: int = 2
     """Maps the decoder gives per channel: 2 for the logit-Laplace likelihood (mu, then ln b)."""
+    constant_scale: ConstantScale = "none"
+    """Second statistic: none: predicted maps; else one learned ln b a channel, or one in all."""
     dtype: ComputeDtype = "float32"
     """Compute dtype of the blocks; parameters and what touches the codes stay float32."""
     straight_through: bool = False
@@ -64,6 +67,15 @@ class DVAEConfig:
         if self.n_hid % 4:
             raise ValueError(
                 f"n_hid must be a multiple of 4 (blocks are n_hid/4 wide inside), got {self.n_hid}"
+            )
+        if self.constant_scale not in get_args(ConstantScale):
+            raise ValueError(
+                f"constant_scale must be one of {', '.join(get_args(ConstantScale))}, "
+                f"got {self.constant_scale!r}"
+            )
+        if self.constant_scale != "none" and self.stats_per_channel != 2:
+            raise ValueError(
+                f"constant_scale is for two maps a channel, not {self.stats_per_channel}"
             )
         if self.dtype not in get_args(ComputeDtype):
             raise ValueError(

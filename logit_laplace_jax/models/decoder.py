@@ -76,7 +76,8 @@ class DecoderGroup(nn.Module):
 class Decoder(nn.Module):
     """A 1x1 convolution (its kernel is the codebook), groups of narrowing blocks, a 1x1 to maps.
 
-    Parameters: ``input``, ``group_1`` ... ``group_<group_count>``, ``output``.
+    Parameters: ``input``, ``group_1`` ... ``group_<group_count>``, ``output``; with a constant scale
+    also ``log_scale``, [channels] or [1], which starts at 0.
 
     Source: openai/DALL-E ``decoder.py``; Ramesh et al. 2021, appendix A.3.
     """
@@ -102,8 +103,15 @@ class Decoder(nn.Module):
         for i, width in enumerate(reversed(config.group_widths), start=1):
             x = DecoderGroup(n_in, width, config, upsample=i > 1, name=f"group_{i}")(x)
             n_in = width
-        n_out = config.channels * config.stats_per_channel
+        constant = config.constant_scale != "none"
+        n_out = config.channels * (1 if constant else config.stats_per_channel)
         # 16-bit operands, as OpenAI's; but the sum stays float32, at no cost: rounded to bfloat16,
         # mu would move by up to a quarter of a grey level, and a small b would notice.
         output = Conv(n_in, n_out, 1, dtype=dtype, out_dtype=jnp.dtype("float32"), name="output")
-        return output(nn.relu(x))
+        maps = output(nn.relu(x))
+        if not constant:
+            return maps
+        count = config.channels if config.constant_scale == "per_channel" else 1
+        log_scale = self.param("log_scale", nn.initializers.zeros_init(), (count,))
+        # All channels' first statistic, then all channels' second.
+        return jnp.concatenate([maps, jnp.broadcast_to(log_scale, maps.shape)], axis=-1)

@@ -8,11 +8,19 @@ import math
 from typing import Any, Literal
 
 from logit_laplace_jax import likelihoods
+from logit_laplace_jax import pixels as pixel_maps
 from logit_laplace_jax.models.config import DVAEConfig
 from logit_laplace_jax.training.schedules import Schedule
 
 Init = Literal["openai", "data"]
+Objective = Literal["density", "mass"]
+ScaleMode = Literal["per_pixel", "per_channel", "shared", "fixed", "optimal"]
 ParallelMode = Literal["auto", "pmap", "mesh", "single"]
+
+
+_SHARED_OPTIONS = ("eps", "min_log_scale")
+"""Options that presets set for every likelihood: ε, for the encoder's input too, and a floor."""
+_LIKELIHOOD_OPTIONS = (*_SHARED_OPTIONS, "scale", "fixed_scale", "components", "coupled")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +65,12 @@ class TrainConfig:
     seed: int = 0
     """Seed of parameters, data order, augmentation and Gumbel noise."""
     likelihood: str = "logit_laplace"
-    """Distribution of the pixels given the decoder's maps."""
+    """Distribution of the pixels given the decoder's maps: logit_laplace, laplace (L1), normal
+    (L2), logistic, logit_normal, truncated_normal, truncated_laplace, continuous_bernoulli,
+    logistic_mixture or categorical."""
+    objective: Objective = "density"
+    """density: its log density at the pixel, as in the paper; mass: the exact log probability of
+    the 8-bit value."""
     parallel: ParallelMode = "auto"
     """Devices: pmap, mesh (jit over a device mesh), single, or auto (pmap if several)."""
     eval_every: int = 5_000
@@ -72,8 +85,19 @@ class TrainConfig:
     """Where TFDS data sets are prepared and looked for; default: TFDS's own (TFDS_DATA_DIR)."""
     eps: float = 0.1
     """ε of the pixel map, in [0, 0.5)."""
+    scale: ScaleMode = "per_pixel"
+    """Scale b: predicted per_pixel, learned per_channel or shared (one), fixed, or optimal (closed
+    form from the batch)."""
+    fixed_scale: float = 0.1
+    """b with scale fixed, in the likelihood's own units (logit units for logit_laplace)."""
     min_log_scale: float | None = None
-    """Soft floor of ln b; None: no floor, as in the paper."""
+    """Soft floor of ln b; None: the family's own (none for logit_laplace, as in the paper)."""
+    dequantize: bool = False
+    """Add uniform noise of one grey level to the pixels that the density is taken at."""
+    components: int = 10
+    """Components of logistic_mixture."""
+    coupled: bool = False
+    """Let logistic_mixture predict green from red and blue from both, as PixelCNN++ does."""
     min_crop: float = 1.0
     """Smallest training crop as a share of the short side; 1, all of it, is the paper's."""
     eval_scale: float | None = None
@@ -124,16 +148,40 @@ class TrainConfig:
         if self.model.channels not in (1, 3):
             raise ValueError(f"model.channels must be 1 or 3, got {self.model.channels}")
         self.model.check_size(self.image_size, self.image_size)
-        if self.model.stats_per_channel != self.build_likelihood().num_stats:
+        if self.objective not in ("density", "mass"):
+            raise ValueError(f"objective must be density or mass, got {self.objective!r}")
+        if self.dequantize and self.objective == "mass":
+            raise ValueError("dequantize is for objective density: a mass has no use for it")
+        pixel_maps.check_eps(self.eps)
+        num_stats = self.build_likelihood().num_stats
+        constant = self.scale if self.scale in ("per_channel", "shared") else "none"
+        if (self.model.stats_per_channel, self.model.constant_scale) != (num_stats, constant):
             # The head follows the likelihood; a user never sets both.
             head = dataclasses.replace(
-                self.model, stats_per_channel=self.build_likelihood().num_stats
+                self.model, stats_per_channel=num_stats, constant_scale=constant
             )
             object.__setattr__(self, "model", head)
 
     def build_likelihood(self) -> likelihoods.Likelihood:
-        """The likelihood with this run's options."""
-        return likelihoods.get(self.likelihood, eps=self.eps, min_log_scale=self.min_log_scale)
+        """The likelihood with those of this run's options that the family has.
+
+        Raises:
+          ValueError: an option was changed that the family does not have.
+        """
+        known = likelihoods.options(self.likelihood)
+        chosen: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            if field.name not in _LIKELIHOOD_OPTIONS:
+                continue
+            value = getattr(self, field.name)
+            if field.name in known:
+                # A floor that is not given is the family's own.
+                if not (field.name == "min_log_scale" and value is None):
+                    chosen[field.name] = value
+            elif field.name not in _SHARED_OPTIONS and value != field.default:
+                flag = field.name.replace("_", "-")
+                raise ValueError(f"likelihood {self.likelihood} has no option --{flag}")
+        return likelihoods.get(self.likelihood, **chosen)
 
     def resolved(self) -> "TrainConfig":
         """The same with every schedule's length as a number of updates."""
@@ -190,11 +238,14 @@ def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
         "eval_images",
         "debug",
     }
+    follows = {"model.stats_per_channel", "model.constant_scale"}  # from likelihood and scale
     lines = []
 
     def compare(a: dict[str, Any], b: dict[str, Any], prefix: str) -> None:
         for key in a:
             if not prefix and key in free:
+                continue
+            if f"{prefix}{key}" in follows:
                 continue
             if isinstance(a[key], dict):
                 compare(a[key], b[key], f"{prefix}{key}.")

@@ -23,7 +23,7 @@ from logit_laplace_jax.training import config as configs
 from logit_laplace_jax.training import devices
 from logit_laplace_jax.training.checkpoints import Checkpoints
 from logit_laplace_jax.training.config import TrainConfig
-from logit_laplace_jax.training.evaluate import eval_step, evaluate, reconstruct
+from logit_laplace_jax.training.evaluate import Evaluator, reconstruct
 from logit_laplace_jax.training.progress import Progress, duration
 from logit_laplace_jax.training.records import Records
 from logit_laplace_jax.training.state import TrainState, create_state, parameter_count
@@ -86,7 +86,7 @@ class Run:
         say(f"data      {config.data}: {counts['train']} images, {counts['validation']} held out")
         init_key, self.train_key, self.eval_key = _keys(config)
         self.state = create_state(self.config, init_key)
-        self._eval = self.layout.compile(eval_step)
+        self._eval = Evaluator(self.layout, self.config)
         self._shown: np.ndarray | None = None
         height, width = self.config.model.token_grid(config.image_size, config.image_size)
         say(
@@ -197,11 +197,11 @@ class Run:
     # --- Evaluation and pictures ----------------------------------------------------------------
 
     def _evaluate(self, state: Any, step: int, records: Records, log: "_MetricLog") -> None:
-        result = evaluate(self._eval, self.layout, state, self.held_out, self.eval_key, self.config)
+        result = self._eval(state, self.held_out, self.eval_key)
         log.clear_line()
         self.say(
-            f"held out  step {step}: PSNR {result['psnr']:.2f} dB (relaxed "
-            f"{result['psnr_relaxed']:.2f}), nll {result['nll_hard']:.3f}, KL {result['kl']:.2f}, "
+            f"held out  step {step}: {result['bpd_hard']:.3f} bits/dim, PSNR {result['psnr']:.2f} dB "
+            f"(relaxed {result['psnr_relaxed']:.2f}), KL {result['kl']:.2f}, "
             f"codes used {100 * result['code_usage']:.0f} %, "
             f"perplexity {result['code_perplexity']:.0f}"
         )
@@ -249,15 +249,21 @@ def train_stream(config: TrainConfig, batch_size: int) -> pipeline.TrainBatches:
     )
 
 
-def held_out(config: TrainConfig, data: str | None = None) -> pipeline.EvalBatches:
+def held_out(
+    config: TrainConfig,
+    data: str | None = None,
+    *,
+    batch_size: int | None = None,
+    limit: int | None = None,
+) -> pipeline.EvalBatches:
     """The held-out crops of a configuration, or those of other ``data`` cut in the same way."""
     return pipeline.eval_batches(
         data or config.data,
         image_size=config.image_size,
-        batch_size=config.batch_size,
+        batch_size=batch_size or config.batch_size,
         channels=config.model.channels,
         data_dir=config.data_dir,
-        limit=config.eval_images,
+        limit=limit or config.eval_images,
         grid_scale=config.eval_scale,
     )
 
@@ -423,29 +429,9 @@ def _keys(config: TrainConfig) -> tuple[jax.Array, jax.Array, jax.Array]:
     return init, train, evaluation
 
 
-def evaluate_run(folder: Path, data: str | None = None) -> dict[str, float]:
-    """Evaluates a run's latest checkpoint, as at the end of training.
-
-    Args:
-      folder: the run directory.
-      data: other held-out images, cut in the same way; None: the run's own.
-
-    Returns:
-      The values of :func:`logit_laplace_jax.training.evaluate.evaluate`, and ``step``.
-
-    Raises:
-      ValueError: not a run directory, or its data cannot be used.
-      CheckpointError: no complete checkpoint, or a damaged one.
-    """
-    state = load(folder)
-    divides = state.config.batch_size % jax.device_count() == 0
-    layout = devices.choose("auto" if divides else "single", state.config.batch_size)
-    state = layout.replicate(state)
-    crops = held_out(state.config, data)
-    compiled = layout.compile(eval_step)
-    config = state.config
-    values = evaluate(compiled, layout, state, crops, _keys(config)[2], config)
-    return {"step": float(layout.first(state).step), **values}
+def evaluation_key(config: TrainConfig) -> jax.Array:
+    """The key of all chance in an evaluation of a run, the same at every step."""
+    return _keys(config)[2]
 
 
 def load(folder: Path, say: Callable[[str], None] = lambda line: None) -> TrainState:

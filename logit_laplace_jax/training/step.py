@@ -13,6 +13,7 @@ from typing import Any, cast
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array, lax
 from jax.experimental import checkify
@@ -20,6 +21,7 @@ from jax.experimental import checkify
 from logit_laplace_jax import pixels as pixel_maps
 from logit_laplace_jax.models import bottleneck
 from logit_laplace_jax.models.dvae import DVAE, DVAEOutput
+from logit_laplace_jax.training import scale
 from logit_laplace_jax.training.config import TrainConfig
 from logit_laplace_jax.training.state import TrainState, make_optimizer
 
@@ -60,8 +62,54 @@ def forward(
     return cast(DVAEOutput, output)
 
 
+def reconstruction_loss(
+    pixels: Array,
+    stats: Array,
+    key: Array,
+    config: TrainConfig,
+    indices: Array,
+    axis_name: str | None,
+) -> tuple[Array, Array]:
+    """The mean negative log likelihood of a batch, and the share of values at the scale's floor.
+
+    Args:
+      pixels: uint8 [B, H, W, C].
+      stats: the decoder's statistics.
+      key: random key of this step; dequantisation draws from its own branch of it.
+      config: objective, likelihood and options.
+      indices: int32 [B], the examples' places in the global batch.
+      axis_name: the mapped axis that an optimal scale is taken over, or None.
+
+    Returns:
+      Two float32 scalars: nats a value of the density (or mass), and a share in [0, 1].
+    """
+    likelihood = config.build_likelihood()
+    if scale.is_optimal(likelihood):
+        log_scale = scale.batch_log_scale(likelihood, pixels, stats, axis_name)
+        likelihood, stats = scale.at_log_scale(likelihood, stats, log_scale)
+    if config.objective == "mass":
+        losses = -likelihood.log_mass(pixels, stats)
+    elif config.dequantize:
+        branch = jax.random.fold_in(key, np.uint32(2**32 - 1))  # no example has that index
+
+        def draw(index: Array) -> Array:
+            own = jax.random.fold_in(branch, index)
+            return jax.random.uniform(own, pixels.shape[1:], jnp.float32, -0.5, 0.5)
+
+        losses = likelihood.loss(pixels, stats, jax.vmap(draw)(indices))
+    else:
+        losses = likelihood.loss(pixels, stats)
+    return losses.mean(), likelihood.at_floor(stats).mean(dtype=jnp.float32)
+
+
 def elbo_loss(
-    params: Any, pixels: Array, key: Array, step: Array, config: TrainConfig, indices: Array
+    params: Any,
+    pixels: Array,
+    key: Array,
+    step: Array,
+    config: TrainConfig,
+    indices: Array,
+    axis_name: str | None = None,
 ) -> tuple[Array, Metrics]:
     """The mean objective of a batch, in nats a value.
 
@@ -72,18 +120,19 @@ def elbo_loss(
       step: int32 scalar, updates done so far; decides β and τ.
       config: the run's resolved configuration.
       indices: int32 [B], the examples' places in the global batch.
+      axis_name: the mapped axis that the batch is spread over, or None.
 
     Returns:
-      The scalar objective, and scalars: ``nll`` (nats a value), ``kl`` (nats a token),
+      The scalar objective, and scalars: ``nll`` (nats a value: of the density, or of the mass with
+      that objective), ``kl`` (nats a token),
       ``floor_share`` (share of values whose ln b is at its floor), ``beta``, ``temperature``.
     """
     check_batch(pixels, config)
-    likelihood = config.build_likelihood()
     _, height, width, channels = pixels.shape
     beta, temperature = config.beta(step), config.temperature(step)
     out = forward(params, pixels, temperature, key, config, indices)
     # Sums over an image, then the mean over images: the same number on any number of devices.
-    nll = likelihood.loss(pixels, out.stats).mean()
+    nll, floor_share = reconstruction_loss(pixels, out.stats, key, config, indices, axis_name)
     kl = bottleneck.kl_to_uniform(out.logits).mean()
     tokens_per_value = out.logits.shape[1] * out.logits.shape[2] / (height * width * channels)
     loss = nll + beta * tokens_per_value * kl
@@ -91,7 +140,7 @@ def elbo_loss(
     return loss, {
         "nll": nll,
         "kl": kl,
-        "floor_share": likelihood.at_floor(out.stats).mean(dtype=jnp.float32),
+        "floor_share": floor_share,
         "beta": beta,
         "temperature": temperature,
     }
@@ -123,6 +172,7 @@ def train_step(
         state.step,
         config,
         global_indices(pixels.shape[0], axis_name),
+        axis_name,
     )
     if axis_name is not None:
         grads, loss, metrics = lax.pmean((grads, loss, metrics), axis_name)

@@ -1,9 +1,14 @@
-"""PSNR, statistics of the codes, untrained baselines and pictures, on arrays made by hand."""
+"""Errors, SSIM and MS-SSIM, statistics of the codes, untrained baselines and pictures."""
 
+import dm_pix
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
+from skimage import data
+from skimage.metrics import structural_similarity
 
 from logit_laplace_jax.evaluation import baselines, codebook, figures, metrics
 
@@ -28,6 +33,215 @@ def test_mean_squared_error_is_one_number_an_image():
 def test_psnr(mse, decibels):
     # log10 in float32 to 2 ulp at 100: 1.6e-5; the table has four decimals.
     assert float(metrics.psnr(jnp.float32(mse))) == pytest.approx(decibels, abs=6e-5)
+
+
+def test_mean_absolute_error_is_in_grey_levels():
+    rng = np.random.default_rng(0)
+    a, b = rng.random((2, 3, 4, 5, 3)).astype(np.float32)
+    error = metrics.mean_absolute_error(jnp.asarray(a), jnp.asarray(b))
+    assert error.dtype == jnp.float32
+    expected = [255 * np.abs(x.astype(np.float64) - y).mean() for x, y in zip(a, b, strict=True)]
+    # A float32 mean of 60 values below 1.
+    np.testing.assert_allclose(error, expected, rtol=1e-6)
+
+
+def test_masked_mean_gives_sums_and_counts():
+    rng = np.random.default_rng(0)
+    values = rng.random((3, 4, 5, 2)).astype(np.float32)
+    mask = rng.random((3, 4, 5)) < 0.4
+    mask[2] = False
+    expected = [v[m].astype(np.float64).sum() for v, m in zip(values, mask, strict=True)]
+    values[~mask] = np.nan
+    total, count = jax.jit(metrics.masked_mean)(jnp.asarray(values), jnp.asarray(mask))
+    assert (total.dtype, count.dtype) == (jnp.float32, jnp.int32)
+    # A float32 sum of at most 40 values below 1.
+    np.testing.assert_allclose(total, expected, rtol=1e-6)
+    assert count.tolist() == [2 * int(m.sum()) for m in mask]
+    for wrong in (jnp.ones((3, 4, 5)), jnp.ones((3, 4), bool), jnp.ones((3, 4, 5, 2), bool)):
+        with pytest.raises(AssertionError):
+            metrics.masked_mean(jnp.asarray(values), wrong)
+
+
+# --- SSIM and MS-SSIM ------------------------------------------------------------------------
+
+
+def reference_terms(a, b, window):
+    """Luminance and contrast-structure of grey images in float64, by a two-dimensional window."""
+    offset = np.arange(window) - window // 2
+    weight = np.exp(-(offset[:, None] ** 2 + offset**2) / (2 * 1.5**2))
+    weight /= weight.sum()
+
+    def blur(x):
+        inside = slice(window // 2, -(window // 2) or None)
+        return ndimage.correlate(x, weight)[inside, inside]
+
+    mean_x, mean_y = blur(a), blur(b)
+    var_x, var_y = blur(a * a) - mean_x**2, blur(b * b) - mean_y**2
+    cov = blur(a * b) - mean_x * mean_y
+    c1, c2 = 0.01**2, 0.03**2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    return luminance, (2 * cov + c2) / (var_x + var_y + c2)
+
+
+def reference_ms_ssim(a, b, scales):
+    """As in the authors' code: filtered by 2 x 2 ones with mirrored borders, every other pixel."""
+    weights = np.array([0.0448, 0.2856, 0.3001, 0.2363, 0.1333])[:scales]
+    if scales < 5:
+        weights = weights / weights.sum()
+    channels = []
+    for x, y in zip(np.moveaxis(a, -1, 0), np.moveaxis(b, -1, 0), strict=True):
+        value = 1.0
+        for scale, weight in enumerate(weights, 1):
+            luminance, structure = reference_terms(x, y, 11)
+            term = np.mean(structure if scale < scales else luminance * structure)
+            value *= max(term, 0.0) ** weight
+            x, y = (
+                ndimage.correlate(i, np.full((2, 2), 0.25), mode="reflect", origin=-1)[::2, ::2]
+                for i in (x, y)
+            )
+        channels.append(value)
+    return np.mean(channels)
+
+
+def pairs():
+    """Pairs of float32 [1, 46, 65, 3] in [0, 1], each named."""
+    rng = np.random.default_rng(0)
+    photo = data.astronaut()[50:96, 190:255] / 255
+    noise = rng.normal(size=photo.shape)
+    bright = np.full_like(photo, 0.97)
+    halves = np.where(np.arange(65)[:, None] < 30, bright, 0.02)
+    rows = {
+        "noise": (photo, photo + 0.1 * noise),
+        "a little noise": (photo, photo + 0.004 * noise),
+        "blurred": (photo, ndimage.gaussian_filter(photo, (2, 2, 0))),
+        "darker": (photo, 0.5 * photo),
+        "against a constant": (photo, np.full_like(photo, 0.99)),
+        "negative": (photo, 1 - photo),
+        "bright and flat": (bright, bright + noise / 255),
+        "black and white": (halves, halves + noise / 255),
+    }
+    return {
+        name: tuple(np.clip(image, 0, 1).astype(np.float32)[None] for image in pair)
+        for name, pair in rows.items()
+    }
+
+
+PAIRS = pairs()
+ssim, ms_ssim, dm_pix_ssim = metrics.ssim, metrics.ms_ssim, jax.jit(dm_pix.ssim)
+each_pair = pytest.mark.parametrize("name", PAIRS)
+
+
+@each_pair
+def test_ssim_is_scikit_images_and_dm_pix(name):
+    a, b = PAIRS[name]
+    got = ssim(a, b)
+    assert (got.shape, got.dtype) == ((1,), jnp.float32)
+    # Wang et al.'s settings; scikit-image leaves the windows that cross the border out, too.
+    expected = structural_similarity(
+        a[0].astype(np.float64),
+        b[0].astype(np.float64),
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        data_range=1,
+        channel_axis=-1,
+    )
+    # float32 errors below 1e-8 in the variances against C2 = 9e-4; measured 7e-6 for black and
+    # white, where centring helps least, and at most 2e-7 for all the others.
+    assert float(got[0]) == pytest.approx(expected, abs=2e-5)
+    # dm_pix's variances cancel: errors of 1e-7 against C2; measured at most 5e-5.
+    assert float(dm_pix_ssim(a, b)[0]) == pytest.approx(float(got[0]), abs=2e-4)
+
+
+@pytest.mark.parametrize(("shape", "window"), [((8, 8), 7), ((10, 30), 9), ((1, 5), 1)])
+def test_ssim_of_small_images_cuts_the_window(shape, window):
+    rng = np.random.default_rng(0)
+    a, b = rng.random((2, *shape)).astype(np.float32)
+    assert metrics.ssim_window(*shape) == window
+    luminance, structure = reference_terms(a.astype(np.float64), b.astype(np.float64), window)
+    got = ssim(a[None, ..., None], b[None, ..., None])
+    # As above.
+    assert float(got[0]) == pytest.approx(np.mean(luminance * structure), abs=3e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "scales"),
+    [((161, 170, 1), 5), ((90, 83, 2), 4), ((21, 300, 1), 2)],
+)
+def test_ms_ssim_is_the_authors(shape, scales):
+    rng = np.random.default_rng(0)
+    a = ndimage.gaussian_filter(rng.random(shape), (3, 3, 0))
+    a = (a - a.min()) / np.ptp(a)
+    b = np.clip(0.9 * a + rng.normal(0, 0.1, shape), 0, 1)
+    a, b = a.astype(np.float32), b.astype(np.float32)
+    assert metrics.ms_ssim_scales(*shape[:2]) == scales
+    got = ms_ssim(a[None], b[None])
+    assert (got.shape, got.dtype) == ((1,), jnp.float32)
+    expected = reference_ms_ssim(a.astype(np.float64), b.astype(np.float64), scales)
+    assert 0.3 < expected < 0.99
+    # Up to five terms as exact as SSIM above, to powers that sum to 1.
+    assert float(got[0]) == pytest.approx(expected, abs=3e-6)
+
+
+@each_pair
+def test_ms_ssim_of_every_kind_of_pair(name):
+    a, b = PAIRS[name]
+    expected = reference_ms_ssim(a[0].astype(np.float64), b[0].astype(np.float64), 3)
+    got = float(ms_ssim(a, b)[0])
+    # A term t near 0 enters as t**w with w >= 0.07: relative errors of t are damped, not raised.
+    assert got == pytest.approx(expected, abs=3e-6)
+
+
+def test_reversed_structure():
+    a, b = PAIRS["negative"]
+    assert float(ssim(a, b)[0]) < 0
+    assert float(ms_ssim(a, b)[0]) == 0
+
+
+def test_one_scale_is_ssim():
+    a, b = (image[:, :20, :20] for image in PAIRS["blurred"])
+    assert metrics.ms_ssim_scales(20, 20) == 1
+    # The same sum in another order.
+    np.testing.assert_allclose(ms_ssim(a, b), ssim(a, b), atol=1e-6)
+
+
+@pytest.mark.parametrize("measure", [ssim, ms_ssim])
+def test_properties_of_similarity(measure):
+    rng = np.random.default_rng(1)
+    photo = data.astronaut()[40:88, 190:238].astype(np.float32) / 255
+    noise = rng.normal(size=photo.shape)
+    levels = [0, 0.01, 0.03, 0.1, 0.3]
+    a = jnp.asarray(np.stack([photo] * len(levels)))
+    b = jnp.asarray(np.stack([photo + s * noise for s in levels]).astype(np.float32))
+    similarity = measure(a, b)
+    # Equal images give numerator and denominator that differ by roundings only.
+    assert float(similarity[0]) == pytest.approx(1.0, abs=1e-6)
+    assert (jnp.diff(similarity) < 0).all()
+    # Symmetric; mirroring does not matter (48 x 48: no odd side to repeat), nor do
+    # leading axes. Sums in another order: errors as against scikit-image.
+    turned = [x.swapaxes(1, 2) for x in (a, b)]
+    for other in (
+        measure(b, a),
+        measure(a[:, ::-1], b[:, ::-1]),
+        measure(*turned),
+        measure(a[None], b[None])[0],
+    ):
+        np.testing.assert_allclose(other, similarity, atol=3e-6)
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [metrics.ssim, metrics.ms_ssim, metrics.mean_absolute_error],
+    ids=lambda f: f.__name__,
+)
+def test_measures_check_their_arguments(measure, strict):
+    a = jnp.linspace(0, 1, 32 * 32, dtype=jnp.float32).reshape(1, 32, 32, 1)
+    low = a.astype(jnp.bfloat16)
+    assert measure(low, low * 0.5).dtype == jnp.float32
+    measure(a, a)
+    for wrong in ((a, a[:, 1:]), ((255 * a).astype(jnp.uint8),) * 2, (a[0, ..., 0],) * 2):
+        with pytest.raises(AssertionError):
+            measure(*wrong)
 
 
 # --- Codes -----------------------------------------------------------------------------------

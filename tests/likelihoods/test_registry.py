@@ -15,9 +15,33 @@ def test_names_are_sorted_and_every_one_builds():
         assert built.num_stats >= 1
 
 
+def test_the_contracts_families():
+    expected = "logit_laplace laplace normal logistic logit_normal truncated_normal "
+    expected += "truncated_laplace continuous_bernoulli logistic_mixture categorical"
+    assert set(likelihoods.names()) == set(expected.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("laplace", {"scale", "fixed_scale", "min_log_scale"}),
+        ("logit_normal", {"scale", "fixed_scale", "min_log_scale", "eps"}),
+        ("logistic_mixture", {"components", "coupled", "min_log_scale"}),
+        ("categorical", set()),
+    ],
+)
+def test_options_of_a_family(name, options):
+    assert set(likelihoods.options(name)) == options
+    with pytest.raises(ValueError, match="did you mean"):
+        likelihoods.options(name + "e")
+
+
 @pytest.mark.parametrize(
     ("name", "options", "error", "words"),
     [
+        ("categorical", {"eps": 0.1}, TypeError, ["'categorical'", "'eps'", "none"]),
+        ("continuous_bernoulli", {"scale": "fixed"}, TypeError, ["'scale'", "none"]),
+        ("laplace", {"eps": 0.1}, TypeError, ["'eps'", "fixed_scale"]),
         ("logit_laplcae", {}, ValueError, ["logit_laplcae", "did you mean 'logit_laplace'"]),
         ("", {}, ValueError, ["unknown likelihood ''", "logit_laplace"]),
         ("zebra", {}, ValueError, ["'zebra'", "choose one of", "logit_laplace"]),

@@ -340,8 +340,10 @@ def kl_divergence(loc_p, log_scale_p, loc_q, log_scale_q, roundings=16):
 
     Permitted: 16u (1 + condition) with respect to r and d. These are differences of numbers that
     are given exactly, which floating-point subtraction rounds but once, however near they are.
+    But a subnormal loc_p - loc_q may be flushed to zero, as in `log_prob`.
     """
-    unit = UNIT[np.asarray(loc_p).dtype]
+    dtype = np.asarray(loc_p).dtype
+    unit = UNIT[dtype]
     r = exact(log_scale_p) - exact(log_scale_q)
     d = abs(exact(loc_p) - exact(loc_q)) * MP.exp(-exact(log_scale_p))
     ratio, bend = MP.exp(r), _exp_minus_two_terms(-d)
@@ -349,7 +351,10 @@ def kl_divergence(loc_p, log_scale_p, loc_q, log_scale_q, roundings=16):
     if true == 0:
         return (MP.mpf(0),) * 3
     in_r, in_d = abs(r * (MP.expm1(r) + ratio * bend)), abs(d * ratio * MP.expm1(-d))
-    return relative(true, roundings * unit * (1 + (in_r + in_d) / true))
+    low, _, high = relative(true, roundings * unit * (1 + (in_r + in_d) / true))
+    if abs(exact(loc_p) - exact(loc_q)) <= float(np.finfo(dtype).tiny):
+        low = min(low, _exp_minus_two_terms(r) * (1 - roundings * unit))
+    return low, true, high
 
 
 @functools.cache
@@ -418,9 +423,11 @@ def pixel_levels(pixel, loc, log_scale, eps=0.1):
 
 
 def pixel_pit(pixel, loc, log_scale, eps=0.1):
-    """Triple of the middle of the levels at both edges."""
+    """Triple of the middle of the levels at both edges, with 8 roundings of its own."""
+    low, high = pixel_levels(pixel, loc, log_scale, eps)
+    slack = 8 * UNIT[np.asarray(loc).dtype]
     return tuple(
-        sum(pair) / 2 for pair in zip(*pixel_levels(pixel, loc, log_scale, eps), strict=True)
+        (a + b) / 2 * (1 + way * slack) for a, b, way in zip(low, high, (-1, 0, 1), strict=True)
     )
 
 

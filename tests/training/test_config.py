@@ -36,6 +36,10 @@ BASE = TrainConfig(run_dir="r", data="photos", steps=10, batch_size=4, image_siz
         ("init_logit_std", 0.0, "init_logit_std must be positive"),
         ("likelihood", "gauss", "unknown likelihood 'gauss'"),
         ("eps", 0.5, "eps"),
+        ("objective", "elbo", "objective must be density or mass"),
+        ("scale", "predicted", "scale"),
+        ("coupled", True, "likelihood logit_laplace has no option --coupled"),
+        ("components", 5, "likelihood logit_laplace has no option --components"),
         ("min_log_scale", float("nan"), "min_log_scale"),
     ],
 )
@@ -53,9 +57,48 @@ def test_optimizer_refused(field, value):
         OptimizerConfig(**{field: value})
 
 
-def test_the_head_follows_the_likelihood():
-    wrong = dataclasses.replace(BASE, model=DVAEConfig(stats_per_channel=5))
-    assert wrong.model.stats_per_channel == wrong.build_likelihood().num_stats == 2
+@pytest.mark.parametrize(
+    ("options", "maps", "constant"),
+    [
+        ({}, 2, "none"),
+        ({"scale": "shared"}, 2, "shared"),
+        ({"scale": "per_channel", "likelihood": "normal"}, 2, "per_channel"),
+        ({"scale": "fixed", "fixed_scale": 0.05}, 1, "none"),
+        ({"scale": "optimal"}, 1, "none"),
+        ({"likelihood": "categorical"}, 256, "none"),
+        ({"likelihood": "logistic_mixture", "components": 3}, 9, "none"),
+        ({"likelihood": "logistic_mixture", "components": 3, "coupled": True}, 12, "none"),
+    ],
+)
+def test_the_head_follows_the_likelihood(options, maps, constant):
+    config = dataclasses.replace(BASE, model=DVAEConfig(stats_per_channel=5), **options)
+    assert config.model.stats_per_channel == config.build_likelihood().num_stats == maps
+    assert config.model.constant_scale == constant
+    # And follows again when the likelihood changes back.
+    plain = dataclasses.replace(
+        config,
+        likelihood="logit_laplace",
+        scale="per_pixel",
+        fixed_scale=0.1,
+        components=10,
+        coupled=False,
+    )
+    assert (plain.model.stats_per_channel, plain.model.constant_scale) == (2, "none")
+
+
+def test_options_that_cannot_go_together():
+    with pytest.raises(ValueError, match="dequantize is for objective density"):
+        dataclasses.replace(BASE, dequantize=True, objective="mass")
+    with pytest.raises(ValueError, match="categorical has no option --scale"):
+        dataclasses.replace(BASE, likelihood="categorical", scale="shared")
+
+
+def test_a_floor_not_given_is_the_familys_own():
+    mixture = dataclasses.replace(BASE, likelihood="logistic_mixture")
+    assert mixture.build_likelihood().min_log_scale == -7.0
+    assert BASE.build_likelihood().min_log_scale is None
+    floored = dataclasses.replace(mixture, min_log_scale=-5.0)
+    assert floored.build_likelihood().min_log_scale == -5.0
 
 
 def test_resolved_fills_the_whole_run_in_and_nothing_else():
@@ -107,6 +150,11 @@ DECIDING = {
     "data": "folder:/elsewhere",
     "eps": 0.2,
     "min_log_scale": -3.0,
+    "likelihood": "normal",
+    "objective": "mass",
+    "scale": "optimal",
+    "fixed_scale": 0.2,
+    "dequantize": True,
     "min_crop": 0.5,
     "eval_scale": 0.5,
     "init": "data",
@@ -153,5 +201,6 @@ def test_more_steps_change_a_schedule_that_lasts_the_whole_run():
 
 def test_every_field_is_either_deciding_or_free():
     # A new field must be put into one of the tables above.
-    known = {*DECIDING, *FREE, "likelihood", "temperature", "learning_rate"}
+    of_a_mixture = {"components", "coupled"}
+    known = {*DECIDING, *FREE, *of_a_mixture, "temperature", "learning_rate"}
     assert {field.name for field in dataclasses.fields(TrainConfig)} == known

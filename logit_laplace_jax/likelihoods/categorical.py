@@ -1,0 +1,69 @@
+"""The 256-way categorical likelihood: no assumption on the shape, the ceiling."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from logit_laplace_jax.likelihoods import base
+
+
+@dataclasses.dataclass(frozen=True)
+class CategoricalLikelihood(base.Likelihood):
+    """256 maps a channel: the logits of the values 0 to 255 (van den Oord et al. 2016, section 2).
+
+    A discrete family has no density: the loss is the negative log mass of the value, and ignores
+    ``noise``. Logits are clipped to ±1e6. ``reconstruct`` is the mean.
+
+    >>> likelihood = CategoricalLikelihood()
+    >>> pixels = jnp.array([[0, 128, 255]], jnp.uint8)
+    >>> likelihood.loss(pixels, jnp.zeros((1, 768)))  # ln 256
+    Array([[5.545..., 5.545..., 5.545...]], dtype=float32)
+    """
+
+    name: ClassVar[str] = "categorical"
+
+    @property
+    def num_stats(self) -> int:
+        """256."""
+        return 256
+
+    def log_probabilities(self, stats: Array) -> Array:
+        """Log masses of all values: float32 [..., 256, C]."""
+        logits = base.stack_stats(stats, self.num_stats)
+        logits = jnp.clip(logits, -base.LOGIT_LIMIT, base.LOGIT_LIMIT)
+        return jax.nn.log_softmax(logits, axis=-2)
+
+    def _log_mass(self, pixels: Array, stats: Array) -> Array:
+        index = lax.convert_element_type(pixels, jnp.int32)[..., None, :]
+        return jnp.take_along_axis(self.log_probabilities(stats), index, axis=-2)[..., 0, :]
+
+    def _loss(self, pixels: Array, stats: Array, noise: Array | None) -> Array:
+        return -self._log_mass(pixels, stats)
+
+    def _bin_cdf(self, pixels: Array, stats: Array) -> tuple[Array, Array]:
+        cdf = jnp.cumsum(jnp.exp(self.log_probabilities(stats)), axis=-2)
+        cdf = jnp.minimum(cdf, 1.0)
+        index = lax.convert_element_type(pixels, jnp.int32)[..., None, :]
+        high = jnp.take_along_axis(cdf, index, axis=-2)[..., 0, :]
+        low = jnp.take_along_axis(cdf, jnp.maximum(index - 1, 0), axis=-2)[..., 0, :]
+        return jnp.where(pixels == 0, 0.0, low), jnp.where(pixels == 255, 1.0, high)
+
+    def reconstruct(self, stats: Array) -> Array:
+        """The mean of the value, divided by 255: float32 [..., C]."""
+        return self._mean_and_median(stats)[0]
+
+    def _mean_and_median(self, stats: Array) -> tuple[Array, Array]:
+        p = jnp.exp(self.log_probabilities(stats))
+        levels = jnp.asarray(np.arange(256)[:, None] / 255.0, p.dtype)
+        mean = jnp.clip((p * levels).sum(axis=-2) / p.sum(axis=-2), 0.0, 1.0)
+        below = (jnp.cumsum(p, axis=-2) < 0.5).sum(axis=-2)
+        return mean, lax.convert_element_type(jnp.minimum(below, 255), p.dtype) / 255.0
+
+    def _sample(self, key: Array, stats: Array) -> Array:
+        log_p = self.log_probabilities(stats)
+        drawn = jax.random.categorical(key, log_p, axis=-2)
+        return lax.convert_element_type(drawn, log_p.dtype) / 255.0
