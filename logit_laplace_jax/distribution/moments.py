@@ -72,8 +72,8 @@ def _narrow(loc: Array, scale: Array) -> tuple[Array, Array, Array]:
     nodes, weights = (_last(v, loc) for v in _LAGUERRE)
     s = scale[..., None] * nodes
     c, d = jax.nn.sigmoid(loc)[..., None], jax.nn.sigmoid(-loc)[..., None]
-    # fall = 1 - exp(-s), from the same expm1: XLA's CPU compiler (0.10.2 and 0.12) confuses expm1(s)
-    # and expm1(-s) where both feed one sum over an array of some 5,000 elements.
+    # fall = 1 - exp(-s), from the same expm1: XLA's CPU compiler (0.10.2 and 0.12) confuses
+    # expm1(s) and expm1(-s) where both feed one sum over an array of some 5,000 elements.
     rise = jnp.expm1(s)
     fall = rise / (1.0 + rise)
     up, down = c * d * rise / (1.0 + c * rise), -c * d * fall / (1.0 - c * fall)

@@ -76,8 +76,8 @@ class DecoderGroup(nn.Module):
 class Decoder(nn.Module):
     """A 1x1 convolution (its kernel is the codebook), groups of narrowing blocks, a 1x1 to maps.
 
-    Parameters: ``input``, ``group_1`` ... ``group_<group_count>``, ``output``; with a constant scale
-    also ``log_scale``, [channels] or [1], which starts at 0.
+    Parameters: ``input``, ``group_1`` ... ``group_<group_count>``, ``output``; with a constant
+    scale also ``log_scale``, [channels] or [1], which starts at 0.
 
     Source: openai/DALL-E ``decoder.py``; Ramesh et al. 2021, appendix A.3.
     """

@@ -1,8 +1,8 @@
 """Evaluation of a state on held-out images: one row an image from the devices, means on the host.
 
-Every number belongs to an image and not to a batch: the relaxation's noise is drawn by a checksum of
-the image's pixels, and sums over images are exact (``math.fsum``). So batch size, order and number
-of devices change nothing beyond the rounding of float32 inside an image.
+Every number belongs to an image and not to a batch: the relaxation's noise is drawn by a checksum
+of the image's pixels, and sums over images are exact (``math.fsum``). So batch size, order and
+number of devices change nothing beyond the rounding of float32 inside an image.
 """
 
 import math
@@ -87,7 +87,7 @@ def both_passes(
 
 
 def basic_rows(p: Passes) -> Rows:
-    """Sums over an image's values (``nll_*`` and ``mass_*`` in nats, ``floor``) and tokens (``kl``).
+    """Sums over an image's values (``nll_*``, ``mass_*`` in nats, ``floor``) and tokens (``kl``).
 
     Also ``values`` and ``tokens``, how many there are, and ``psnr`` and ``psnr_relaxed`` (decibels)
     of the likelihood's own point estimate.
@@ -140,7 +140,7 @@ def scale_step(
     axis_name: str | None = None,
     size: Size | None = None,
 ) -> tuple[Rows, dict[str, Array]]:
-    """The moments that an optimal scale is the mean of: ``hard`` and ``relaxed``, with ``values``."""
+    """The moments that an optimal scale is the mean of: ``hard``, ``relaxed``, with ``values``."""
     p = both_passes(state, batch, key, size)
     rows = {
         name: cast(Any, likelihood).optimal_scale_moment(p.pixels, stats)
@@ -241,7 +241,8 @@ class Evaluator:
 
     def _compile(self, step: Callable[..., Any], size: Size | None) -> Callable[..., Any]:
         if (step, size) not in self._compiled:
-            self._compiled[step, size] = self._layout.compile(partial(step, size=size))
+            sized = step if size is None else partial(step, size=size)
+            self._compiled[step, size] = self._layout.compile(sized)
         return self._compiled[step, size]
 
 

@@ -200,9 +200,9 @@ class Run:
         result = self._eval(state, self.held_out, self.eval_key)
         log.clear_line()
         self.say(
-            f"held out  step {step}: {result['bpd_hard']:.3f} bits/dim, PSNR {result['psnr']:.2f} dB "
-            f"(relaxed {result['psnr_relaxed']:.2f}), KL {result['kl']:.2f}, "
-            f"codes used {100 * result['code_usage']:.0f} %, "
+            f"held out  step {step}: {result['bpd_hard']:.3f} bits/dim, PSNR "
+            f"{result['psnr']:.2f} dB (relaxed {result['psnr_relaxed']:.2f}), KL "
+            f"{result['kl']:.2f}, codes used {100 * result['code_usage']:.0f} %, "
             f"perplexity {result['code_perplexity']:.0f}"
         )
         records.write(step, "validation", result)

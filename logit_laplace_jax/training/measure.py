@@ -88,10 +88,9 @@ def measure_step(
 
     low, high = likelihood.bin_cdf(p.pixels, stats)
     uniform = _by_image(key, _SPREAD, batch["id"], lambda k: jax.random.uniform(k, low.shape[1:]))
-    counted = jnp.broadcast_to((batch["mask"] > 0).reshape(-1, 1, 1, 1), low.shape)
     sums = {
         "code_counts": codebook.code_counts(p.tokens, batch["mask"], state.config.model.vocab_size),
-        "pit_counts": calibration.pit_counts(low, high, uniform, counted),
+        "pit_counts": calibration.pit_counts(low, high, uniform, batch["mask"]),
     }
     return gathered(rows, sums, axis_name)
 
@@ -241,4 +240,4 @@ def _pictures(
         return {"original": p.pixels, **reconstructions(*p.hard, key, arrays["id"])}
 
     shown = jax.device_get(jax.jit(show)(state, arrays))
-    return {name: image[kept] for name, image in shown.items()}
+    return {name: shown[name][kept] for name in ("original", *POINTS)}

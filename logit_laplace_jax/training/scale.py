@@ -1,10 +1,11 @@
 """The closed-form scale of a batch (``scale`` optimal), the same on any number of devices.
 
 A decoder that predicts μ only leaves the scale to the data: the best one is the mean absolute
-deviation for a Laplace likelihood, the root mean square for a normal one (σ-VAE: Rybkin, Daniilidis,
-Levine 2021, "Simple and Effective VAE Training with Calibrated Decoders", arXiv:2006.13202, section
-3.3). In training it is that of the whole batch, over all devices. In evaluation it is that of all
-evaluated images: a batch's own would make the numbers depend on the batch size.
+deviation for a Laplace likelihood, the root mean square for a normal one (σ-VAE: Rybkin,
+Daniilidis, Levine 2021, "Simple and Effective VAE Training with Calibrated Decoders",
+arXiv:2006.13202, section 3.3). In training it is that of the whole batch, over all devices. In
+evaluation it is that of all evaluated images: a batch's own would make the numbers depend on the
+batch size.
 """
 
 import dataclasses
@@ -43,7 +44,7 @@ def log_scale_of(likelihood: Likelihood, mean_moment: Array) -> Array:
 def batch_log_scale(
     likelihood: Likelihood, pixels: Array, stats: Array, axis_name: str | None
 ) -> Array:
-    """ln of the batch's best scale, over all devices of ``axis_name``: a scalar without gradient."""
+    """ln of the batch's best scale, over all devices of ``axis_name``; no gradient goes through."""
     moment = lax.stop_gradient(cast(Any, likelihood).optimal_scale_moment(pixels, stats)).mean()
     if axis_name is not None:
         moment = lax.pmean(moment, axis_name)
