@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import logit_laplace_jax as ll
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -32,6 +34,17 @@ def test_the_ten_lines_train_a_model():
 @pytest.mark.parametrize("script", sorted(set(re.findall(r"experiments/\w+\.py", README))))
 def test_named_scripts_exist(script):
     assert (ROOT / script).is_file()
+
+
+def test_the_table_of_likelihoods_is_complete():
+    table = README.split("| statistics a channel |")[1].split("\n\n")[0]
+    named = re.findall(r"`(\w+)`", "\n".join(line.split("|")[1] for line in table.split("\n")[2:]))
+    assert sorted(named) == sorted(ll.likelihoods.names())
+
+
+def test_every_public_function_is_named():
+    for name in ll.__all__:
+        assert name in README, name
 
 
 def test_ci_runs_the_readme_test_line():

@@ -1,0 +1,117 @@
+"""What a likelihood without a floor under its scale does on flat regions of 8-bit images.
+
+python experiments/flat_regions.py [--options]
+
+Frames the embedded photographs in pure white (half of every picture, exactly predictable), trains
+the default model on them with a floor under ln b and without, and prints what the metrics show. A
+finished part is not done again. Expected: some six minutes on two CPU cores.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+from _cli import fail, one_line_errors, parse, quiet, run_script
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Command line of flat_regions.py."""
+
+    out: Path = Path("runs/flat_regions")
+    """Folder for the framed pictures and the two runs."""
+    steps: int = 1_500
+    """Updates of each run."""
+    floor: float = -5.0
+    """Soft floor of ln b in the run that has one."""
+    seed: int = 0
+    """Seed of both runs."""
+
+
+def framed(photo: np.ndarray) -> np.ndarray:
+    """The photograph in a white frame that covers as much as itself."""
+    height, width, channels = photo.shape
+    top, left = round(0.21 * height), round(0.21 * width)  # (1 + 2 · 0.21)² = 2
+    canvas = np.full((height + 2 * top, width + 2 * left, channels), 255, np.uint8)
+    canvas[top : top + height, left : left + width] = photo
+    return canvas
+
+
+def main(args: list[str]) -> None:
+    """Trains both and prints the table."""
+    options = parse(Options, args, prog="flat_regions.py", description=__doc__)
+    if options.steps < 1:
+        fail(f"--steps must be 1 or more, got {options.steps}")
+    quiet()
+    from configs import load
+    from PIL import Image
+
+    from logit_laplace_jax.data.errors import DataError
+    from logit_laplace_jax.data.sources import open_source
+    from logit_laplace_jax.training import checkpoints, loop
+
+    pictures = options.out / "pictures"
+    if not pictures.exists():
+        for split in ("train", "validation"):
+            source = open_source("photos", split)
+            (pictures / split).mkdir(parents=True)
+            for index in range(len(source)):
+                name = Path(source.name(index)).stem
+                Image.fromarray(framed(source[index])).save(pictures / split / f"{name}.png")
+    rows = {}
+    for name, floor in (("with floor", options.floor), ("without", None)):
+        with one_line_errors(ValueError, DataError, checkpoints.CheckpointError):
+            config = dataclasses.replace(
+                load("photos"),
+                run_dir=str(options.out / name.replace(" ", "_")),
+                data=f"folder:{pictures}",
+                steps=options.steps,
+                seed=options.seed,
+                eval_every=max(1, options.steps // 5),
+                checkpoint_every=0,
+                min_log_scale=floor,
+            )
+            print(f"--- {name}", flush=True)
+            run = loop.Run(config)
+        try:
+            run.train()
+        except loop.NonFiniteLoss as error:
+            print(error)
+        rows[name] = history(run.folder)
+    print(table(rows))
+
+
+def history(folder: Path) -> dict[str, list[dict[str, float]]]:
+    """The lines of metrics.jsonl by split."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    by_split: dict[str, list[dict[str, float]]] = {"train": [], "validation": []}
+    for line in lines:
+        values = json.loads(line)
+        by_split[values["split"]].append(values)
+    return by_split
+
+
+def table(rows: dict[str, dict[str, list[dict[str, float]]]]) -> str:
+    """Held-out numbers at every evaluation, and the gradient's norm up to it."""
+    titles = [("density", "nats/value"), ("exact", "bits/dim"), ("PSNR", "dB")]
+    titles += [("at floor", "%"), ("gradient", "largest")]
+    lines = [
+        f"{'':<12}{'step':>6}" + "".join(f"{title:>12}" for title, _ in titles),
+        f"{'':<18}" + "".join(f"{unit:>12}" for _, unit in titles),
+    ]
+    for name, splits in rows.items():
+        before = 0.0
+        for row in splits["validation"]:
+            norms = [r["grad_norm"] for r in splits["train"] if before < r["step"] <= row["step"]]
+            before = row["step"]
+            lines.append(
+                f"{name:<12}{row['step']:>6.0f}{row['nll_hard']:>12.3f}"
+                f"{row['bpd_hard_pixels']:>12.3f}{row['psnr']:>12.2f}"
+                f"{100 * row['floor_share']:>12.1f}{max(norms, default=0.0):>12.1f}"
+            )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_script(main)
