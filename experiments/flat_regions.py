@@ -21,7 +21,7 @@ class Options:
 
     out: Path = Path("runs/flat_regions")
     """Folder for the framed pictures and the two runs."""
-    steps: int = 1_500
+    steps: int = 4_000
     """Updates of each run."""
     floor: float = -5.0
     """Soft floor of ln b in the run that has one."""
@@ -50,6 +50,7 @@ def main(args: list[str]) -> None:
     from logit_laplace_jax.data.errors import DataError
     from logit_laplace_jax.data.sources import open_source
     from logit_laplace_jax.training import checkpoints, loop
+    from logit_laplace_jax.training.schedules import Schedule
 
     pictures = options.out / "pictures"
     if not pictures.exists():
@@ -67,6 +68,8 @@ def main(args: list[str]) -> None:
                 run_dir=str(options.out / name.replace(" ", "_")),
                 data=f"folder:{pictures}",
                 steps=options.steps,
+                batch_size=8,
+                learning_rate=Schedule(3e-3, 3e-3),  # does not fade: b goes as far as it can
                 seed=options.seed,
                 eval_every=max(1, options.steps // 5),
                 checkpoint_every=0,
