@@ -5,11 +5,16 @@ python experiments/flat_regions.py [--options]
 Frames the embedded photographs in pure white (half of every picture, exactly predictable), trains
 the default model on them with a floor under ln b and without, and prints what the metrics show. A
 finished part is not done again. Expected: some six minutes on two CPU cores.
+
+Two tables: the course of both runs, and their ends on the white values and on the others. On white
+the exact code cannot go below 0 bits, while the density gains 0.69 nats whenever b is halved.
 """
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from _cli import fail, one_line_errors, parse, quiet, run_script
@@ -21,7 +26,7 @@ class Options:
 
     out: Path = Path("runs/flat_regions")
     """Folder for the framed pictures and the two runs."""
-    steps: int = 4_000
+    steps: int = 1_500
     """Updates of each run."""
     floor: float = -5.0
     """Soft floor of ln b in the run that has one."""
@@ -50,7 +55,6 @@ def main(args: list[str]) -> None:
     from logit_laplace_jax.data.errors import DataError
     from logit_laplace_jax.data.sources import open_source
     from logit_laplace_jax.training import checkpoints, loop
-    from logit_laplace_jax.training.schedules import Schedule
 
     pictures = options.out / "pictures"
     if not pictures.exists():
@@ -60,7 +64,7 @@ def main(args: list[str]) -> None:
             for index in range(len(source)):
                 name = Path(source.name(index)).stem
                 Image.fromarray(framed(source[index])).save(pictures / split / f"{name}.png")
-    rows = {}
+    rows, ends = {}, {}
     for name, floor in (("with floor", options.floor), ("without", None)):
         with one_line_errors(ValueError, DataError, checkpoints.CheckpointError):
             config = dataclasses.replace(
@@ -68,8 +72,6 @@ def main(args: list[str]) -> None:
                 run_dir=str(options.out / name.replace(" ", "_")),
                 data=f"folder:{pictures}",
                 steps=options.steps,
-                batch_size=8,
-                learning_rate=Schedule(3e-3, 3e-3),  # does not fade: b goes as far as it can
                 seed=options.seed,
                 eval_every=max(1, options.steps // 5),
                 checkpoint_every=0,
@@ -82,7 +84,9 @@ def main(args: list[str]) -> None:
         except loop.NonFiniteLoss as error:
             print(error)
         rows[name] = history(run.folder)
+        ends[name] = by_region(run.state, run.held_out)
     print(table(rows))
+    print(regions(ends))
 
 
 def history(folder: Path) -> dict[str, list[dict[str, float]]]:
@@ -113,6 +117,49 @@ def table(rows: dict[str, dict[str, list[dict[str, float]]]]) -> str:
                 f"{row['bpd_hard_pixels']:>12.3f}{row['psnr']:>12.2f}"
                 f"{100 * row['floor_share']:>12.1f}{max(norms, default=0.0):>12.1f}"
             )
+    return "\n".join(lines)
+
+
+def by_region(state: Any, batches: Iterable[dict[str, np.ndarray]]) -> dict[str, dict[str, float]]:
+    """On white values and on the others, given the hard codes: share, mean ln b, loss, code."""
+    import jax
+
+    from logit_laplace_jax.training.evaluate import both_passes
+
+    @jax.jit
+    def values(batch: Any) -> Any:
+        p = both_passes(state, batch, jax.random.key(0), None)
+        likelihood, stats = p.hard
+        log_scale = likelihood.parameters(stats)[1]
+        return log_scale, likelihood.loss(p.pixels, stats), -likelihood.log_mass(p.pixels, stats)
+
+    parts: list[list[np.ndarray]] = []
+    for batch in batches:
+        kept = batch["mask"] > 0
+        parts.append([batch["pixels"][kept], *(np.asarray(v)[kept] for v in values(batch))])
+    columns = (np.concatenate(column) for column in zip(*parts, strict=True))
+    pixels, log_scale, nll, mass = (column.astype(np.float64) for column in columns)
+    white = pixels == 255
+    return {
+        region: {
+            "share": float(where.mean()),
+            "log_scale": float(log_scale[where].mean()),
+            "nll": float(nll[where].mean()),
+            "bits": float(mass[where].mean() / np.log(2.0)),
+        }
+        for region, where in (("white", white), ("others", ~white))
+    }
+
+
+def regions(ends: dict[str, dict[str, dict[str, float]]]) -> str:
+    """The table of :func:`by_region`."""
+    lines = [f"{'':<12}{'values':<8}{'share %':>10}{'ln b':>10}{'nats/value':>12}{'bits/dim':>10}"]
+    for name, parts in ends.items():
+        lines += [
+            f"{name:<12}{region:<8}{100 * v['share']:>10.1f}{v['log_scale']:>10.2f}"
+            f"{v['nll']:>12.3f}{v['bits']:>10.3f}"
+            for region, v in parts.items()
+        ]
     return "\n".join(lines)
 
 

@@ -59,3 +59,18 @@ def test_moments_of_large_arrays_are_those_of_small_ones():
         parts = [f(loc[i : i + 40], log_scale[i : i + 40]) for i in range(0, 4_000, 40)]
         # The same arithmetic, vectorised in another way: a few hundred roundings.
         np.testing.assert_allclose(whole, np.concatenate(parts), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ll.likelihoods.names())
+def test_means_of_likelihoods_inside_jit(name):
+    """What training and evaluation take: sums over an image, of the loss and of the log mass."""
+    family = ll.likelihoods.get(name)
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (4, 40, 40, 3)).astype(np.uint8)
+    stats = rng.normal(0, 0.7, (4, 40, 40, 3 * family.num_stats)).astype(np.float32)
+    for f in (family.loss, family.log_mass):
+        inside = np.asarray(jax.jit(lambda p, s, f=f: f(p, s).sum(axis=(1, 2, 3)))(pixels, stats))
+        values = np.asarray(f(pixels, stats), np.float64)
+        size = np.abs(values).sum(axis=(1, 2, 3))
+        # float32 sums of 4,800 terms, as above.
+        assert np.all(np.abs(inside - values.sum(axis=(1, 2, 3))) <= 1e-5 * size), f.__name__

@@ -34,13 +34,18 @@ def test_both_runs_are_made_and_shown(script, tmp_path, monkeypatch, capsys):
     script.main(["--out", str(tmp_path / "out"), "--steps", "2"])
     out = capsys.readouterr().out
     rows = [line for line in out.splitlines() if line.startswith(("with floor ", "without "))]
-    assert [row.split()[-6] for row in rows] == ["1", "2", "1", "2"]  # steps
-    assert all(np.isfinite(float(word)) for row in rows for word in row.split()[-5:])
+    course, ends = rows[:4], rows[4:]
+    assert [row.split()[-6] for row in course] == ["1", "2", "1", "2"]  # steps
+    assert [row.split()[-5] for row in ends] == ["white", "others"] * 2
+    assert all(np.isfinite(float(word)) for row in course for word in row.split()[-5:])
+    assert all(np.isfinite(float(word)) for row in ends for word in row.split()[-4:])
+    shares = [float(row.split()[-4]) for row in ends]
+    assert shares[0] + shares[1] == pytest.approx(100, abs=0.11)  # one printed decimal each
     # Again: the pictures and the runs are there, and nothing is trained.
     script.main(["--out", str(tmp_path / "out"), "--steps", "2"])
     again = capsys.readouterr().out
     assert again.count("complete") == 2
-    assert again.splitlines()[-len(rows) :] == rows
+    assert [line for line in again.splitlines() if line in rows] == rows
 
 
 def test_no_steps_is_refused(script, capsys):
