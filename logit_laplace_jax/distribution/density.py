@@ -176,6 +176,9 @@ def fisher_information(loc: ArrayLike, log_scale: ArrayLike) -> tuple[Array, Arr
     loc, log_scale = broadcast(loc=loc, log_scale=log_scale)
     debug_parameters(loc, log_scale)
     nothing = 0.0 * (loc + log_scale)  # NaN parameters give NaN
-    # Capped before the exponential: a cap after it would make 0 · inf of its derivative.
-    largest = math.log(jnp.finfo(loc.dtype).max) - 1e-4  # rounded up it would overflow
-    return jnp.exp(jnp.minimum(-2.0 * log_scale, largest)) + nothing, 1.0 + nothing
+    # The overflow is found before the exponential: a cap after it would make 0 · inf of the
+    # derivative.
+    info = jnp.finfo(loc.dtype)
+    overflows = -2.0 * log_scale > math.log(info.max) - 1e-4
+    inside = jnp.exp(-2.0 * jnp.where(overflows, 0.0, log_scale))
+    return jnp.where(overflows, info.max, inside) + nothing, 1.0 + nothing

@@ -72,6 +72,7 @@ def test_dalle_is_the_recipe_number_by_number(configs):
     # Appendix A.3: ε of the pixel map, no floor of ln b; listing 1: the square of the short side.
     assert config.eps == 0.1
     assert config.min_log_scale is None
+    assert (config.objective, config.scale, config.dequantize) == ("density", "per_pixel", False)
     assert config.min_crop == 1.0
     # openai/DALL-E encoder.py and decoder.py.
     assert config.init == "openai"
@@ -86,6 +87,7 @@ def test_dalle_is_the_recipe_number_by_number(configs):
         "n_init": 128,
         "channels": 3,
         "stats_per_channel": 2,
+        "constant_scale": "none",
         "straight_through": False,
     }
     assert config.model.token_grid(256, 256) == (32, 32)
