@@ -596,6 +596,27 @@ def test_distribution_is_a_frozen_pytree():
     np.testing.assert_array_equal(copy.deepcopy(d).loc, LOC)
 
 
+def test_distributions_are_equal_by_type_shape_and_value():
+    d = ll.LogitLaplace(LOC, LOG_SCALE)
+    assert d == ll.LogitLaplace(jnp.asarray(LOC), LOG_SCALE.copy())
+    assert d != ll.LogitLaplace(LOC, LOG_SCALE + 1)
+    assert d != ll.LogitLaplace(LOC[0], LOG_SCALE)  # broadcasts to it, and is another tree
+    assert d != ll.LogitLaplace(LOC.astype(np.float16), LOG_SCALE)
+    assert d != (LOC, LOG_SCALE)
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(d)  # its parameters are arrays
+
+
+def test_distribution_shows_and_broadcasts_its_parameters():
+    d = ll.LogitLaplace(0.5, np.float32([-1, 0]))
+    assert repr(d) == "LogitLaplace(loc=0.5, log_scale=array([-1.,  0.], dtype=float32))"
+    full = d.broadcast_to((3, 2))
+    assert full.batch_shape == full.loc.shape == full.log_scale.shape == (3, 2)
+    np.testing.assert_array_equal(full.mean(), np.broadcast_to(d.mean(), (3, 2)))
+    with pytest.raises(ValueError, match="broadcast"):
+        d.broadcast_to((3,))
+
+
 def test_distribution_nests_in_transformations():
     d = ll.LogitLaplace(jnp.asarray(LOC), jnp.asarray(LOG_SCALE))
     plain, tol = ll.log_prob(X, LOC, LOG_SCALE), 640 * U32  # as for the function's table above
