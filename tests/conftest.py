@@ -35,6 +35,15 @@ def strict():
         yield
 
 
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """Compile at once rather than well, for modules in which nothing runs long."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture(scope="session")
 def check_transforms():
     """Return a check that every JAX transformation of `f` gives what the plain call gives.

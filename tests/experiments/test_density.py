@@ -17,6 +17,8 @@ import scipy.special
 import scipy.stats
 from PIL import Image
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "experiments"
 TINY = ["--points", "40", "--grid", "7", "--dpi", "60"]
@@ -29,15 +31,6 @@ NAMES = [
 ROUNDING = 1e-12
 # The library promises 1e-10 for the moments in float64.
 MOMENTS = 1e-9
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Compile at once rather than well."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module")

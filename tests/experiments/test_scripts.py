@@ -19,21 +19,14 @@ from PIL import Image
 
 from logit_laplace_jax.training import loop, records
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "experiments"
 STEPS = 80
 TIMING = {"images_per_second", "data_wait_share"}
 
 # --- Running scripts -------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Compile at once rather than well, in this process too."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module")

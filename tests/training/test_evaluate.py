@@ -18,6 +18,8 @@ from logit_laplace_jax.training.evaluate import Evaluator, reconstruct
 from logit_laplace_jax.training.schedules import Schedule
 from logit_laplace_jax.training.state import create_state
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 IMAGES = 10
 VOCAB = 8
 CONFIG = TrainConfig(
@@ -37,15 +39,6 @@ HARD |= {"bpd_hard", "bpd_hard_pixels", "bpd_hard_codes"}
 USE = {"code_usage", "code_perplexity"}
 RELAXED = {"nll_relaxed", "psnr_relaxed", "elbo_relaxed"}
 RELAXED |= {"bpd_relaxed", "bpd_relaxed_pixels", "bpd_relaxed_codes", "bpd_gap"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Compile at once rather than well: nothing here runs long."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,8 @@ from logit_laplace_jax.training.schedules import Schedule
 from logit_laplace_jax.training.state import create_state
 from logit_laplace_jax.training.step import global_indices, reconstruction_loss, train_step
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 CONFIG = TrainConfig(
     run_dir="",
     data="photos",
@@ -39,15 +41,6 @@ CASES |= {
 }
 ON_SEVERAL = ["optimal", "dequantize"]
 """What looks at more than its own example, or draws for it."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Compile at once rather than well: nothing here runs long."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module")

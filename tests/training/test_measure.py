@@ -18,6 +18,8 @@ from logit_laplace_jax.training.evaluate import Evaluator
 from logit_laplace_jax.training.measure import POINTS, measure_step, measures
 from logit_laplace_jax.training.state import create_state
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 VOCAB = 8
 CONFIG = TrainConfig(
     run_dir="",
@@ -28,15 +30,6 @@ CONFIG = TrainConfig(
     model=DVAEConfig(group_count=2, n_hid=4, n_blk_per_group=1, vocab_size=VOCAB, n_init=4),
 ).resolved()
 LOC, LOG_SCALE = 0.3, -1.2
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Compile at once rather than well: nothing here runs long."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,8 @@ from logit_laplace_jax.training.schedules import Schedule
 from logit_laplace_jax.training.state import create_state, make_optimizer, parameter_count
 from logit_laplace_jax.training.step import elbo_loss, forward, train_step
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 MODES = ("single", "mesh", "pmap")
 BATCH = 8
 STEPS = 3
@@ -37,15 +39,6 @@ CONFIG = TrainConfig(
     optimizer=ADAM,
     model=DVAEConfig(group_count=2, n_hid=4, n_blk_per_group=1, vocab_size=8, n_init=4),
 ).resolved()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Compile at once rather than well: nothing here runs long."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def batch(number=0, size=BATCH, height=8, width=8):
