@@ -25,6 +25,9 @@ class Options:
     """Also write the numbers of all runs to this file; it must not exist."""
     whole: bool = False
     """Evaluate whole images of any size, padded where needed (padding never counts), not crops."""
+    scale: float | None = None
+    """Size of whole images as a share of their own, in (0, 1], with --whole; default: 1. (Crops are
+    cut at the run's --eval-scale.)"""
     edges: Path | None = None
     """Folder of boundary maps (white on black) named like the images, with --whole; default: a
     Sobel filter."""
@@ -67,6 +70,7 @@ def main(args: list[str]) -> None:
                 folder,
                 options.data,
                 whole=options.whole,
+                scale=options.scale,
                 edge_maps=options.edges,
                 limit=options.limit,
                 batch_size=options.batch_size,

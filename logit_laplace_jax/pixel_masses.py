@@ -45,8 +45,8 @@ class _Bins(NamedTuple):
 
 @lru_cache(maxsize=64)
 def _bins(eps: float, dtype: str) -> _Bins:
-    # In units of 1/510 an inner end is (1-2ε)(2k-1)/510 + ε, and logit x = 2 artanh(2x-1) with
-    # 2x-1 = (1-2ε)(2k-256)/255: no cancellation at the middle, and none at the ends with ε > 0.
+    # An inner end is x = (1-2ε)(2k-1)/510 + ε, and logit x = 2 artanh(2x-1), with
+    # 2x-1 = (1-2ε)(2k-256)/255: no cancellation at the middle.
     steps = (2 * np.arange(1, 256) - 256).astype(np.longdouble) / 255
     inner = 2 * np.arctanh((1 - 2 * np.longdouble(eps)) * steps)
     ends = np.concatenate([[-np.inf], inner, [np.inf]])

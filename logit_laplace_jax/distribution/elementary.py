@@ -100,7 +100,8 @@ def log1m_exp(d: Array, log_d: Array) -> Array:
     """ln(1 - exp(-d)) for d > 0, given ln d too, which stays finite where d underflows."""
     small = d < 0.01
     # ln(d - d²/2 + d³/6 - ...) = ln d - d/2 + d²/24 - d⁴/2880; the next term is below 2**-60.
-    series = log_d - d * (0.5 - d * (1 / 24 - d * d / 2880))
+    near = jnp.where(small, d, 0.0)  # of a large d the powers would overflow
+    series = log_d - near * (0.5 - near * (1 / 24 - near * near / 2880))
     return jnp.where(small, series, jnp.log(-jnp.expm1(-jnp.where(small, 1.0, d))))
 
 

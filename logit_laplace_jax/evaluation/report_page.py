@@ -27,6 +27,7 @@ pit_tv, pit_ks,              how far that histogram is from uniform
 pit_mean_shift,
 pit_variance_ratio
 floor_share                  share of the values whose ln b is at its floor
+optimal_scale                b given the hard codes, where it is the images' own optimum
 ===========================  ==================================================================
 """
 
@@ -122,6 +123,7 @@ _SECTIONS = (
             _Row("PIT, mean − 1/2", "", ("pit_mean_shift",)),
             _Row("PIT, variance · 12", "", ("pit_variance_ratio",)),
             _Row("scales at their floor", "%", ("floor_share",), "%"),
+            _Row("optimal scale b", "", ("optimal_scale",)),
         ),
     ),
 )

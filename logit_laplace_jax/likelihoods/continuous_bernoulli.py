@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from logit_laplace_jax.likelihoods import base, bins, kernels
+from logit_laplace_jax.distribution import elementary
+from logit_laplace_jax.likelihoods import base, bins
 
 # ln(sinh(x)/x) = Σ cₙ x²ⁿ, cₙ = (-1)ⁿ⁺¹ ζ(2n)/(n π²ⁿ): 1/6, -1/180, 1/2835, ...
 _COEFFICIENTS = [1 / 6, -1 / 180] + [
@@ -69,7 +70,7 @@ class ContinuousBernoulliLikelihood(base.Likelihood):
         v = bins.levels(pixels, noise, eta.dtype) / 255.0
         centred = _log_sinhc(0.5 * safe) - safe * (v - 0.5)
         distance = jnp.where(eta < 0, v, 1.0 - v)
-        steep = h * distance - log_h + kernels.log1m_exp(h, log_h)
+        steep = h * distance - log_h + elementary.log1m_exp(h, log_h)
         return jnp.where(small, centred, steep)
 
     def _log_part(self, middle: Array, distance: Array, width: Array, eta: Array) -> Array:
@@ -82,8 +83,8 @@ class ContinuousBernoulliLikelihood(base.Likelihood):
         log_width = jnp.log(width)
         centred = safe * middle + log_width + _log_sinhc(0.5 * safe * width)
         centred = centred - _log_sinhc(0.5 * safe)
-        steep = kernels.log1m_exp(h * width, log_h + log_width) - h * distance
-        steep = steep - kernels.log1m_exp(h, log_h)
+        steep = elementary.log1m_exp(h * width, log_h + log_width) - h * distance
+        steep = steep - elementary.log1m_exp(h, log_h)
         return jnp.minimum(jnp.where(small, centred, steep), 0.0)
 
     def _log_mass(self, pixels: Array, stats: Array) -> Array:

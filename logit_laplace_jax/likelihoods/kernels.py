@@ -27,16 +27,6 @@ HALF_LN_2PI = 0.5 * math.log(2.0 * math.pi)
 SQRT_HALF = math.sqrt(0.5)
 
 
-def log1m_exp(d: Array, log_d: Array) -> Array:
-    """ln(1 - exp(-d)) for d > 0, given ln d too; finite gradients up to the largest d.
-
-    >>> log1m_exp(jnp.array([1e-20, 1e30]), jnp.log(jnp.array([1e-20, 1e30])))
-    Array([-46.0517,   0.    ], dtype=float32)
-    """
-    # Above 100 it is 0, and its series, evaluated beside, would overflow.
-    return elementary.log1m_exp(jnp.minimum(d, 100.0), log_d)
-
-
 class Kernel(abc.ABC):
     """A density on the line, symmetric about 0. All methods are static, elementwise, in nats."""
 
@@ -155,7 +145,7 @@ class Laplace(Tailed):
     @staticmethod
     def log_fall(a: Array, delta: Array, log_delta: Array, open_: Array) -> Array:
         """ln(1 - exp(-Δ)), whatever a is."""
-        return jnp.where(open_, 0.0, log1m_exp(delta, log_delta))
+        return jnp.where(open_, 0.0, elementary.log1m_exp(delta, log_delta))
 
     @staticmethod
     def drop(a: Array, s: Array) -> Array:
@@ -304,4 +294,5 @@ class Logistic(Kernel):
         """
         below_z1 = jnp.where(last, 0.0, -jax.nn.softplus(-z1))
         above_z0 = jnp.where(first, 0.0, -jax.nn.softplus(z0))
-        return below_z1 + above_z0 + jnp.where(first | last, 0.0, log1m_exp(delta, log_delta))
+        width = jnp.where(first | last, 0.0, elementary.log1m_exp(delta, log_delta))
+        return below_z1 + above_z0 + width

@@ -169,6 +169,7 @@ def measure_run(
     data: str | None = None,
     *,
     whole: bool = False,
+    scale: float | None = None,
     edge_maps: Path | None = None,
     limit: int | None = None,
     batch_size: int | None = None,
@@ -180,7 +181,8 @@ def measure_run(
       data: other held-out images; None: the run's own.
       whole: entire images at any size, padded where the model needs it (the padding never counts),
         in place of the run's crops.
-      edge_maps: a folder of boundary maps named like the images; needs ``whole``.
+      scale: size of whole images as a share of their own, in (0, 1]; None: 1.
+      edge_maps: a folder of boundary maps named like the images; needs ``whole`` at full size.
       limit: at most so many crops (images, if whole); None: the run's own limit.
       batch_size: images at a time, over all devices; None: the run's; 1 for whole images.
 
@@ -192,6 +194,12 @@ def measure_run(
       ValueError: not a run directory, or a request that cannot be carried out.
       CheckpointError: no complete checkpoint, or a damaged one.
     """
+    if edge_maps is not None and not whole:
+        raise ValueError("boundary maps belong to whole images: give --whole with --edges")
+    if scale is not None and not whole:
+        raise ValueError("crops are cut at the run's own scale: give --whole with --scale")
+    if edge_maps is not None and scale not in (None, 1.0):
+        raise ValueError("boundary maps have the size of their images: leave out --scale")
     state = loop.load(folder)
     config = state.config
     size = batch_size or (jax.device_count() if whole else config.batch_size)
@@ -206,12 +214,10 @@ def measure_run(
             channels=config.model.channels,
             data_dir=config.data_dir,
             limit=limit or config.eval_images,
-            scale=config.eval_scale,
+            scale=scale,
         )
         if edge_maps is not None:
             batches = _WithEdges(batches, edges.BoundaryMaps(edge_maps))
-    elif edge_maps is not None:
-        raise ValueError("boundary maps belong to whole images: give --whole with --edges")
     else:
         batches = loop.held_out(config, data, batch_size=size, limit=limit)
     evaluator = Evaluator(layout, config, measure_step, measures)

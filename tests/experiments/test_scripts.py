@@ -148,7 +148,7 @@ HELP = {
         *("eval-every", "checkpoint-every", "data", "min-log-scale", "debug", "beta.start"),
         *("temperature.steps", "learning-rate.shape", "optimizer.ema-decay", "model.vocab-size"),
     ],
-    "evaluate.py": ["data", "json", "whole", "edges", "limit", "batch-size"],
+    "evaluate.py": ["data", "json", "whole", "scale", "edges", "limit", "batch-size"],
     "reconstruct.py": ["longest-side", "output", "enlarge"],
 }
 
@@ -444,9 +444,18 @@ def test_evaluate_whole_images_with_boundary_maps(here, reference, tmp_path):
     assert "near edges" in out
 
 
-def test_evaluate_refuses_boundary_maps_for_crops(here, reference, tmp_path):
-    result = here("evaluate.py", reference[0], "--edges", "maps")
-    assert_refused(result, "--whole", script="evaluate.py")
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--edges", "maps"], "--whole"),
+        (["--scale", "0.5"], "--whole"),
+        (["--whole", "--edges", "maps", "--scale", "0.5"], "leave out --scale"),
+        (["--whole", "--scale", "2"], "scale must be in (0, 1]"),
+    ],
+)
+def test_evaluate_refuses_options_that_do_not_go_together(here, reference, options, words):
+    result = here("evaluate.py", reference[0], *options)
+    assert_refused(result, words, script="evaluate.py")
 
 
 def test_evaluate_overwrites_nothing(here, reference, tmp_path):
