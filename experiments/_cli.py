@@ -17,9 +17,14 @@ T = TypeVar("T")
 
 def fail(message: str, status: int = 2) -> NoReturn:
     """Prints one line to standard error and ends the script."""
+    say_error(message)
+    sys.exit(status)
+
+
+def say_error(message: str) -> None:
+    """Prints one line to standard error."""
     name = os.path.basename(sys.argv[0])
     print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    sys.exit(status)
 
 
 def parse(kind: type[T], args: list[str], **options: Any) -> T:

@@ -33,12 +33,14 @@ class Options:
     Sobel filter."""
     limit: int | None = None
     """At most so many crops, or images with --whole; default: the run's --eval-images."""
+    checkpoint: str = "latest"
+    """latest, best (fewest held-out bits/dim while training), or a number of updates."""
     batch_size: int | None = None
     """Images at a time, over all devices; default: the run's; with --whole one a device."""
 
 
 def main(args: list[str]) -> None:
-    """Evaluates every run at its last checkpoint."""
+    """Evaluates every run at one of its checkpoints."""
     import tyro
 
     options = parse(
@@ -74,6 +76,7 @@ def main(args: list[str]) -> None:
                 edge_maps=options.edges,
                 limit=options.limit,
                 batch_size=options.batch_size,
+                checkpoint=options.checkpoint,
             )
         results[str(folder)] = values
         seconds = time.perf_counter() - started

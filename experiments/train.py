@@ -4,12 +4,14 @@ python experiments/train.py [PRESET] [--options]
 python experiments/train.py [PRESET] --help
 """
 
+import dataclasses
 import itertools
 import json
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from _cli import fail, one_line_errors, parse, quiet, run_script
+from _cli import fail, one_line_errors, parse, quiet, run_script, say_error
+from _supervisor import supervise
 
 if TYPE_CHECKING:
     from logit_laplace_jax.training.config import TrainConfig
@@ -24,9 +26,12 @@ Running the same command again goes on where the run directory stands. Ctrl-C sa
 
 def main(args: list[str]) -> None:
     """Parses, trains, reports."""
+    if "--distributed" in args:
+        supervise("train.py")  # before anything starts threads: it forks
+    import tyro
     from configs import PRESETS, load
 
-    from logit_laplace_jax.training.config import TrainConfig
+    from logit_laplace_jax.training.config import FOLLOWS, Launch, TrainConfig
 
     preset = "photos"
     if args and not args[0].startswith("-"):
@@ -37,29 +42,86 @@ def main(args: list[str]) -> None:
         if word in PRESETS and not before.startswith("-"):
             fail(f"the preset comes first: train.py {word} --options")
     presets = "\n".join(f"  {name:<11}{text}" for name, text in PRESETS.items())
-    config = parse(
-        TrainConfig,
+    for flag, source in FOLLOWS.items():
+        if any(arg.split("=")[0] == f"--{flag.replace('_', '-')}" for arg in args):
+            fail(f"--{flag.replace('_', '-')} follows --{source}: give that")
+
+    @dataclasses.dataclass(frozen=True)
+    class Command:
+        config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+        launch: Annotated[Launch, tyro.conf.arg(name="")]
+
+    command = parse(
+        Command,
         args,
-        default=load(preset),
+        default=Command(load(preset), Launch()),
         prog=f"train.py {preset}",
         description=DESCRIPTION.format(presets=presets),
     )
+    config, launch = command.config, command.launch
     quiet()
     from logit_laplace_jax.data import errors
-    from logit_laplace_jax.training import checkpoints, loop, report
+    from logit_laplace_jax.training import checkpoints, loop, processes, report
 
-    show(preset, config)
+    if launch.simulate is not None:
+        simulate(launch.simulate)
     with one_line_errors(ValueError):
-        run = loop.Run(config)
+        if launch.distributed:
+            processes.initialize(launch.coordinator, launch.num_processes, launch.process_id)
+        if launch.dry_run:
+            show(preset, config)
+            dry_run(config)
+            return
+    main_process = processes.is_main()
+    if main_process:
+        show(preset, config)
+    status, message = 2, ""
     try:
-        with one_line_errors(checkpoints.CheckpointError, errors.DataError):
-            trained = run.train()
-    except loop.NonFiniteLoss as error:
-        fail(str(error), status=1)
+        run = loop.Run(config, launch=launch)
+        trained = run.train()
+        if main_process:
+            report.finish(run, trained)
+        return
+    except (loop.NonFiniteLoss, loop.OutOfMemory, processes.LostProcess) as error:
+        status, message = 1, str(error)
+    except (checkpoints.CheckpointError, errors.DataError, ValueError) as error:
+        message = str(error)
     except loop.Stopped as stop:
-        print(stop, flush=True)
+        if main_process:
+            print(stop, flush=True)
         sys.exit(128 + stop.signal_number)
-    report.finish(run, trained)
+    if launch.distributed:
+        # Not by way of Python's exit, where JAX would wait for processes that may be gone.
+        say_error(message)
+        processes.leave(status)
+    fail(message, status)
+
+
+def simulate(devices: int) -> None:
+    """Makes JAX, which must not have looked for devices yet, see so many on the CPU."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", devices)
+
+
+def dry_run(config: "TrainConfig") -> None:
+    """Tells what an update needs, from shapes alone."""
+    from logit_laplace_jax.training import devices, preflight
+    from logit_laplace_jax.training.step import train_step
+
+    config = config.resolved()
+    layout = devices.choose(
+        config.parallel,
+        config.batch_size,
+        accumulate=config.accumulate,
+        fsdp=config.fsdp,
+        devices=config.devices,
+    )
+    step = layout.compile(train_step, donate=True)
+    needs = preflight.measure(config, layout, step)
+    for line in preflight.lines(needs, config, preflight.available_bytes(layout)):
+        print(line)
 
 
 def show(preset: str, config: "TrainConfig") -> None:

@@ -18,9 +18,10 @@ CONFIG = TrainConfig(
     image_size=32,
     min_log_scale=-6.0,
     eval_images=None,
+    precision="bfloat16",
     log_every=20,
     beta=Schedule(0.0, 1.0, 5_000),
     temperature=Schedule(1.0, 1.0 / 16.0, 50_000),
     learning_rate=Schedule(5e-4, 5e-6),
-    model=DVAEConfig(group_count=3, n_hid=128, vocab_size=1024, n_init=128, dtype="bfloat16"),
+    model=DVAEConfig(group_count=3, n_hid=128, vocab_size=1024, n_init=128),
 )

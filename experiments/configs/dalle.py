@@ -16,6 +16,7 @@ CONFIG = TrainConfig(
     steps=3_000_000,
     batch_size=512,
     image_size=256,
+    precision="float16",
     log_every=50,
     eps=0.1,
     min_log_scale=None,
@@ -31,6 +32,5 @@ CONFIG = TrainConfig(
         vocab_size=8192,
         n_init=128,
         channels=3,
-        dtype="bfloat16",
     ),
 )

@@ -15,10 +15,11 @@ CONFIG = TrainConfig(
     steps=300_000,
     batch_size=256,
     image_size=64,
+    precision="bfloat16",
     log_every=20,
     min_log_scale=-6.0,
     beta=Schedule(0.0, 1.0, 5_000),
     temperature=Schedule(1.0, 1.0 / 16.0, 150_000),
     learning_rate=Schedule(3e-4, 3e-6),
-    model=DVAEConfig(group_count=3, n_hid=192, vocab_size=4096, n_init=128, dtype="bfloat16"),
+    model=DVAEConfig(group_count=3, n_hid=192, vocab_size=4096, n_init=128),
 )

@@ -5,16 +5,23 @@
 * Of several frames or pages the first is taken.
 * The EXIF orientation is applied; an unusable EXIF block counts as none.
 * Palettes become RGB. Alpha, or a colour marked as transparent, is composited on white.
-* 16-bit grey v becomes round(v/257), so that 65535 becomes 255. (16-bit colour PNGs are cut to
-  their high byte by Pillow itself.) Floating-point and true 32-bit values are refused: they have
-  no defined white.
-* CMYK and YCbCr become RGB. Colour profiles are ignored: values are taken as sRGB.
+* 16-bit grey v becomes round(v/257), so that 65535 becomes 255, 12-bit grey round(v/4095·255); a
+  TIFF whose zero is white is inverted. (16-bit colour, and 16-bit grey with alpha, are cut to their
+  high byte by Pillow itself.) Floating-point and true 32-bit values are refused: they have no
+  defined white.
+* CMYK, YCbCr and CIELAB become RGB. Colour profiles are ignored: values are taken as sRGB.
 * `channels=3` repeats grey three times; `channels=1` takes ITU-R 601 luma.
+* A file that ends too early is refused. One that is complete but odd is decoded as its format's
+  library does: a JPEG that declares more rows than it holds has grey ones at its end.
+
+What one file may cost is bounded: bytes read (`MAX_BYTES`), pixels (`MAX_PIXELS`, of which each
+takes up to about 16 bytes while it is decoded), passes over the pixels (`MAX_SCANS`), and, by
+Pillow, what compressed texts inside a PNG may unfold to. Only regular files are read.
 """
 
 import io
 import os
-from pathlib import Path
+import stat
 
 import numpy as np
 
@@ -29,6 +36,17 @@ except ImportError as error:
 MAX_PIXELS = 178_956_970
 """Largest declared height times width that is decoded. It is the size at which Pillow refuses by
 itself, kept here so that the limit holds even where somebody lifted Pillow's."""
+
+MAX_BYTES = 2 * 2**30
+"""Largest file that is read: above 8 bytes a pixel for `MAX_PIXELS`, so that any image allowed
+fits, compressed or not."""
+
+MAX_SCANS = 500
+"""Most scans of a progressive JPEG. Usual ones have about ten; a few bytes are enough for another
+pass over all pixels, so that a small file could keep a decoder busy for hours."""
+
+_START_OF_SCAN = b"\xff\xda"
+_BITS_TAG, _PHOTOMETRIC_TAG = 258, 262  # of TIFF
 
 _FORMATS = (
     *("PNG", "JPEG", "BMP", "GIF", "PPM"),
@@ -58,8 +76,9 @@ def decode(data: bytes | os.PathLike[str], channels: int = 3) -> np.ndarray:
         uint8 [height, width, channels], values 0…255, read-only.
 
     Raises:
-        UnreadableImage: the file is missing, empty, truncated, not an image, of a format or pixel
-            type that has no rule, or larger than `MAX_PIXELS`. The message is the reason.
+        UnreadableImage: the file is missing, empty, truncated, no regular file, not an image, of a
+            format or pixel type that has no rule, or larger than allowed. The message is the
+            reason.
         DataError: `channels` is neither 1 nor 3.
 
     Example:
@@ -74,17 +93,20 @@ def decode(data: bytes | os.PathLike[str], channels: int = 3) -> np.ndarray:
     """
     _check_channels(channels)
     try:
-        content = data if isinstance(data, bytes) else Path(data).read_bytes()
-        if not content:
-            raise UnreadableImage("the file is empty")
+        content = data if isinstance(data, bytes) else _read(data)
+        _check_size(len(content))
         with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise UnreadableImage(
                     f"{width}×{height} is more than the {MAX_PIXELS / 1e6:.0f} megapixels allowed"
                 )
+            # Inside a scan's data the byte 255 is always followed by a zero.
+            if image.format in ("JPEG", "MPO") and content.count(_START_OF_SCAN) > MAX_SCANS:
+                raise UnreadableImage(f"a JPEG of more than {MAX_SCANS} scans")
             image.load()
-            pixels = np.array(_to_mode(_upright(image), "L" if channels == 1 else "RGB"))
+            converted = _to_mode(image, "L" if channels == 1 else "RGB")
+            pixels = np.array(_upright(image, converted))
     except UnreadableImage:
         raise
     except Image.UnidentifiedImageError:
@@ -146,22 +168,44 @@ def _frozen(pixels: np.ndarray) -> np.ndarray:
     return pixels
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _read(path: os.PathLike[str]) -> bytes:
+    with open(path, "rb", opener=_open_at_once) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise UnreadableImage("no regular file")
+        if status.st_size:
+            _check_size(status.st_size)
+        return file.read(status.st_size)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    # Opening a pipe would wait until somebody writes into it.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _check_size(size: int) -> None:
+    if not size:
+        raise UnreadableImage("the file is empty")
+    if size > MAX_BYTES:
+        raise UnreadableImage(
+            f"{size / 2**30:.1f} GiB are more than the {MAX_BYTES / 2**30:.0f} GiB allowed"
+        )
+
+
+def _upright(image: Image.Image, converted: Image.Image) -> Image.Image:
+    """`converted`, turned as the EXIF orientation of `image` says."""
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
         method = _UPRIGHT.get(orientation)
     except Exception:  # A broken EXIF block says nothing about the pixels.
         method = None
-    return image if method is None else image.transpose(method)
+    return converted if method is None else converted.transpose(method)
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     """`image` as 8-bit "L" or "RGB"."""
     if image.mode.startswith("I;16") or image.mode == "I":
-        values = np.asarray(image).astype(np.int64)
-        if values.size and not 0 <= values.min() <= values.max() <= 65535:
-            raise UnreadableImage("32-bit values have no defined white: convert it to 8 or 16 bit")
-        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        image = Image.fromarray(_eight_bit_grey(image))
     elif image.mode == "F":
         raise UnreadableImage("floating-point values have no defined white: convert it to 8 bit")
     elif image.has_transparency_data:
@@ -172,3 +216,16 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
         return image
     # CMYK has no direct way to grey in Pillow, and a palette's grey must come from its colours.
     return image.convert("RGB").convert(mode)
+
+
+def _eight_bit_grey(image: Image.Image) -> np.ndarray:
+    values = np.asarray(image).astype(np.int32)
+    tags = getattr(image, "tag_v2", {})
+    white = 4095 if tuple(tags.get(_BITS_TAG, ())) == (12,) else 65535
+    if values.size and not 0 <= values.min() <= values.max() <= white:
+        raise UnreadableImage("32-bit values have no defined white: convert it to 8 or 16 bit")
+    if tags.get(_PHOTOMETRIC_TAG) == 0:
+        values = white - values
+    if isinstance(transparent := image.info.get("transparency"), int):
+        values[values == transparent] = white
+    return ((values * 255 + white // 2) // white).astype(np.uint8)

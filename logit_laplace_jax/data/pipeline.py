@@ -10,9 +10,13 @@ Shard k of n yields positions s·B + k·B/n … s·B + (k+1)·B/n − 1 of batch
 together in the order of k, are the unsharded batch to the bit. That is the order in which JAX lays
 out a batch over processes.
 
-An image that cannot be used is named once in the log, counted, and replaced, at every position that
-asks for it, by another one that the position's own generator draws. So bad images change neither
-the sizes of batches nor any of the properties above.
+An image that cannot be used is tried once, named once in the log, counted, and replaced, at every
+position that asks for it, by another one that the position's own generator draws. So bad images
+change neither the sizes of batches nor any of the properties above. A position that finds no usable
+image in `_MOST_TRIES` draws ends the stream: whatever the source's size, that is soon.
+
+Evaluation. Without tiles, batch s holds the images s·B … s·B + B − 1 in order, and zeros with mask
+0 in the place of one that cannot be used: no process needs to know what another could not read.
 
 Grain runs with threads, not with worker processes: these would need parsed absl flags and a
 `__main__` guard, and would outlive a killed parent.
@@ -20,16 +24,17 @@ Grain runs with threads, not with worker processes: these would need parsed absl
 
 import functools
 import hashlib
-import logging
-import threading
+import os
+import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from .augment import area_resize, eval_crop, grid_crops, train_crop
 from .errors import DataError, TooSmallImage, UnreadableImage, missing_package
+from .skipped import Skipped
 from .sources import Source, Split, open_source
 
 try:
@@ -39,62 +44,14 @@ except ImportError as error:
 
 Batch = dict[str, np.ndarray]
 
-_NAMED_IN_LOG = 20
-"""So many skipped images are named in the log; the others are only counted."""
+_PREFETCHED = 4
+"""So many batches, or single images in evaluation, are decoded ahead at least."""
 
-_PREFETCHED_BATCHES = 4
+_MOST_TRIES = 10_000
+"""So many images are tried, for one position or before a run, until a source counts as unusable."""
 
-
-class Skipped:
-    """The images of one source that could not be used, with the reason of each; thread safe."""
-
-    def __init__(self, source: Source):
-        self._source = source
-        self._reasons: dict[int, str] = {}
-        self._lock = threading.Lock()
-
-    def __contains__(self, index: int) -> bool:
-        return index in self._reasons
-
-    def __len__(self) -> int:
-        return len(self._reasons)
-
-    def add(self, index: int, error: DataError) -> None:
-        """Counts image `index`, and names it in the log when it is new.
-
-        Raises:
-            DataError: no image is left.
-        """
-        with self._lock:
-            if index in self._reasons:
-                return
-            self._reasons[index] = str(error)
-            count = len(self._reasons)
-        name = self._source.name(index)
-        logger = logging.getLogger(__name__)
-        if count <= _NAMED_IN_LOG:
-            logger.warning("skipped %s: %s", name, error)
-        if count == _NAMED_IN_LOG:
-            logger.warning("further skipped images of %s are only counted", self._source.spec)
-        self.check()
-
-    def check(self) -> None:
-        """Raises a DataError when no image is left."""
-        if len(self) >= len(self._source):
-            first = min(self._reasons, default=None)
-            example = (
-                "" if first is None else f"; {self._source.name(first)}: {self._reasons[first]}"
-            )
-            raise DataError(
-                f"none of the {len(self._source)} images of {self._source.spec} "
-                f"({self._source.split}) can be used{example}"
-            )
-
-    def as_dict(self) -> dict[str, str]:
-        """Name to reason, in the order of the source."""
-        with self._lock:
-            reasons = sorted(self._reasons.items())
-        return {self._source.name(index): reason for index, reason in reasons}
+_MOST_THREADS = 16
+"""Most decoding threads unless asked for: more of them mostly wait for Python's lock."""
 
 
 class _EpochOrder:
@@ -175,7 +132,7 @@ def train_batches(
     data_dir: str | None = None,
     shard_index: int = 0,
     shard_count: int = 1,
-    threads: int = 2,
+    threads: int | None = None,
 ) -> TrainBatches:
     """An endless stream of augmented training batches.
 
@@ -189,7 +146,8 @@ def train_batches(
         data_dir: where TFDS keeps its data sets.
         shard_index: which part of every batch is wanted, 0 … shard_count − 1.
         shard_count: into how many equal parts batches are cut; divides `batch_size`.
-        threads: number of decoding threads; 0 decodes when a batch is asked for.
+        threads: number of decoding threads; 0 decodes when a batch is asked for, None takes one a
+            core (see `default_threads`). It changes no pixel.
 
     Returns:
         Iterator of {"pixels": uint8 [B / shard_count, S, S, C]}.
@@ -206,17 +164,14 @@ def train_batches(
         (4, 16, 16, 3)
         >>> batches.close()
     """
-    _check_sizes(image_size, batch_size, threads)
-    if not 0 <= shard_index < shard_count:
-        raise DataError(f"shard_index {shard_index} is not in 0…{shard_count - 1}")
-    if batch_size % shard_count:
-        raise DataError(f"{shard_count} shards do not divide the batch size {batch_size}")
+    threads = _check_sizes(image_size, batch_size, threads)
+    part = _part(batch_size, shard_index, shard_count)
     if not 0 < min_crop <= 1:
         raise DataError(f"min_crop must be in (0, 1], not {min_crop}")
     if seed < 0:
         raise DataError(f"seed must be at least 0, not {seed}")
     source = _open(spec, "train", data_dir, channels)
-    skipped = Skipped(source)
+    skipped = Skipped(source, len(source))
 
     def crop(index: int, rng: np.random.Generator) -> np.ndarray:
         for candidate in _candidates(index, len(source), rng):
@@ -227,11 +182,10 @@ def train_batches(
             except (UnreadableImage, TooSmallImage) as error:
                 skipped.add(candidate, error)
         skipped.check()
-        raise AssertionError("unreachable: the candidates include every image")
+        raise skipped.none_of(f"none of {_MOST_TRIES} images drawn from the {len(source)} of")
 
     # Grain wants 32-bit seeds.
     shuffle_seed, crop_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
-    part = batch_size // shard_count
     stream = (
         grain.MapDataset.range(len(source))
         .repeat()
@@ -245,43 +199,61 @@ def train_batches(
     # The shards are left out: one state fits any number of them.
     options = (image_size, batch_size, seed, min_crop)
     return TrainBatches(
-        source, skipped, iter(_threaded(stream, threads)), _fingerprint(source, options)
+        source,
+        skipped,
+        iter(_threaded(stream, threads, _PREFETCHED)),
+        _fingerprint(source, options),
     )
 
 
 class EvalBatches:
     """What `eval_batches` returns: iterate over it any number of times, each a full pass."""
 
-    def __init__(self, source: Source, stream: Any, skipped: Skipped, batch_size: int, limit: int):
+    def __init__(
+        self,
+        source: Source,
+        stream: Any,
+        skipped: Skipped,
+        *,
+        row_shape: tuple[int, int, int],
+        batch_size: int,
+        rows: slice,
+        limit: int | None,
+    ):
         self.source = source
         self._stream = stream
         self._skipped = skipped
+        self._row_shape = row_shape
         self._batch_size = batch_size
+        self._rows = rows
         self._limit = limit
 
     @property
     def skipped(self) -> dict[str, str]:
-        """The images skipped until now: name to reason."""
+        """The images skipped until now: name to reason. With shards, those this one came across."""
         return self._skipped.as_dict()
 
     def __iter__(self) -> Iterator[Batch]:
-        rows: list[np.ndarray] = []
-        left = self._limit
+        waiting: list[np.ndarray | None] = []
+        left = sys.maxsize if self._limit is None else self._limit
         iterator = iter(self._stream)
         try:
             for crops in iterator:
                 for row in crops[:left]:
-                    rows.append(row)
-                    if len(rows) == self._batch_size:
-                        yield _padded(rows, self._batch_size)
-                        rows = []
+                    waiting.append(row)
+                    if len(waiting) == self._batch_size:
+                        yield self._batch(waiting)
+                        waiting = []
                 left -= min(len(crops), left)
                 if not left:
                     break
         finally:
             iterator.close()
-        if rows:
-            yield _padded(rows, self._batch_size)
+        if waiting:
+            yield self._batch(waiting + [None] * (self._batch_size - len(waiting)))
+
+    def _batch(self, rows: list[np.ndarray | None]) -> Batch:
+        return _masked(rows[self._rows], self._row_shape)
 
 
 def eval_batches(
@@ -294,30 +266,45 @@ def eval_batches(
     limit: int | None = None,
     grid_scale: float | None = None,
     split: Split = "validation",
-    threads: int = 2,
+    shard_index: int = 0,
+    shard_count: int = 1,
+    threads: int | None = None,
 ) -> EvalBatches:
     """Every image of a split once, in order, without chance.
+
+    Shard k of n yields rows k·B/n … (k+1)·B/n − 1 of every batch: the shards' batches, put together
+    in the order of k, are the unsharded batch to the bit, and all shards yield equally many. With
+    centre crops a shard decodes its own images only. With tiles, of which an image may have any
+    number, each decodes all images and takes its rows.
 
     Args:
         spec: a source's specification (see `sources.open_source`), or an open source.
         image_size: side S of the crops, in pixels.
-        batch_size: number B of rows in every batch.
+        batch_size: number B of rows in every batch, over all shards.
         channels: 3 for RGB, 1 for grey.
         data_dir: where TFDS keeps its data sets.
-        limit: stop after so many crops; None takes all.
+        limit: the first so many images, usable or not, with centre crops, so there are at most so
+            many crops; the first so many tiles, with tiles. None takes all.
         grid_scale: None takes one centre crop of each image (`augment.eval_crop`); a number takes
             all tiles of each image at that scale (`augment.grid_crops`).
         split: `validation` or `train`; not used with an open source.
-        threads: number of decoding threads; 0 decodes when a batch is asked for.
+        shard_index: which part of every batch is wanted, 0 … shard_count − 1.
+        shard_count: into how many equal parts batches are cut; divides `batch_size`.
+        threads: number of decoding threads; 0 decodes when a batch is asked for, None takes one a
+            core (see `default_threads`). It changes no pixel.
 
     Returns:
-        Iterable of {"pixels": uint8 [B, S, S, C], "mask": float32 [B], "id": int32 [B]}. The mask
-        is 1 on crops and 0 on the rows of zeros that fill up the last batch. The id is a checksum
-        of the crop's pixels, so that chance can be drawn by crop and not by place.
+        Iterable of {"pixels": uint8 [R, S, S, C], "mask": float32 [R], "id": int32 [R]} with
+        R = B / shard_count. The mask is 1 on crops and 0 on rows of zeros: those that fill up the
+        last batch, and with centre crops the place of every image that cannot be used, so the mask
+        of a whole batch may be 0. The id is a checksum of the crop's pixels, so that chance can be
+        drawn by crop and not by place.
 
     Raises:
         DataError: a wrong option, a source that cannot be opened, or, when iterating, no usable
-            image at all.
+            image at all. That last one is not raised by shards of centre crops: none sees all
+            images, and one that raised alone would leave the others waiting. Their masks are then
+            all 0, and it is the sum of the masks over all shards that tells.
 
     Example:
         >>> photo = np.zeros((60, 80, 3), np.uint8)
@@ -327,25 +314,62 @@ def eval_batches(
         (2, 16, 16, 3) [1. 1.]
         (2, 16, 16, 3) [1. 0.]
     """
-    _check_sizes(image_size, batch_size, threads)
+    threads = _check_sizes(image_size, batch_size, threads)
+    part = _part(batch_size, shard_index, shard_count)
     if limit is not None and limit < 1:
         raise DataError(f"limit must be at least 1, not {limit}")
     if grid_scale is not None and not 0 < grid_scale <= 1:
         raise DataError(f"grid_scale must be in (0, 1], not {grid_scale}")
     source = _open(spec, split, data_dir, channels)
-    skipped = Skipped(source)
+    row_shape = (image_size, image_size, channels)
+    own = slice(shard_index * part, (shard_index + 1) * part)
 
-    def crops(index: int) -> list[np.ndarray]:
+    if grid_scale is not None:
+        skipped = Skipped(source, len(source))
+
+        def tiles(index: int) -> list[np.ndarray]:
+            try:
+                return grid_crops(source[index], image_size, grid_scale)
+            except (UnreadableImage, TooSmallImage) as error:
+                skipped.add(index, error)
+                return []
+
+        stream = _threaded(grain.MapDataset.range(len(source)).map(tiles), threads, _PREFETCHED)
+        return EvalBatches(
+            source,
+            stream,
+            skipped,
+            row_shape=row_shape,
+            batch_size=batch_size,
+            rows=own,
+            limit=limit,
+        )
+
+    count = len(source) if limit is None else min(limit, len(source))
+    skipped = Skipped(source, count if shard_count == 1 else None)
+
+    def crop(row: int) -> list[np.ndarray | None]:
+        index = row // part * batch_size + own.start + row % part
+        if index >= count:
+            return [None]
         try:
-            if grid_scale is None:
-                return [eval_crop(source[index], image_size)]
-            return grid_crops(source[index], image_size, grid_scale)
+            return [eval_crop(source[index], image_size)]
         except (UnreadableImage, TooSmallImage) as error:
             skipped.add(index, error)
-            return []
+            return [None]
 
-    stream = _threaded(grain.MapDataset.range(len(source)).map(crops), threads)
-    return EvalBatches(source, stream, skipped, batch_size, 2**62 if limit is None else limit)
+    rows = -(-count // batch_size) * part
+    # Crops are small: a batch of them is decoded while the devices work on another.
+    stream = _threaded(grain.MapDataset.range(rows).map(crop), threads, max(part, _PREFETCHED))
+    return EvalBatches(
+        source,
+        stream,
+        skipped,
+        row_shape=row_shape,
+        batch_size=part,
+        rows=slice(None),
+        limit=None,
+    )
 
 
 class WholeBatches:
@@ -386,8 +410,9 @@ class WholeBatches:
         height, width = rows[0][1].shape[:2]
         beyond = [(0, -side % self._multiple) for side in (height, width)]
         padded = [np.pad(pixels, (*beyond, (0, 0)), mode="edge") for _, pixels in rows]
+        missing = [None] * (self._batch_size - len(rows))
         return {
-            **_padded(padded, self._batch_size),
+            **_masked([*padded, *missing], padded[0].shape),
             "size": (height, width),
             "names": tuple(name for name, _ in rows),
         }
@@ -403,7 +428,7 @@ def whole_batches(
     limit: int | None = None,
     scale: float | None = None,
     split: Split = "validation",
-    threads: int = 2,
+    threads: int | None = None,
 ) -> WholeBatches:
     """Every image of a split once and entire, at any size, in batches of images of one size.
 
@@ -417,7 +442,8 @@ def whole_batches(
         limit: the first so many images; None takes all.
         scale: size of the images evaluated, as a share of their own, in (0, 1]; None is 1.
         split: `validation` or `train`; not used with an open source.
-        threads: number of decoding threads; 0 decodes when a batch is asked for.
+        threads: number of decoding threads; 0 decodes when a batch is asked for, None takes one a
+            core (see `default_threads`). It changes no pixel.
 
     Returns:
         Iterable of batches as of `eval_batches`, with `size` = (height, width) of the images
@@ -425,7 +451,8 @@ def whole_batches(
         for the compiler.
 
     Raises:
-        DataError: a wrong option, or a source that cannot be opened.
+        DataError: a wrong option, a source that cannot be opened, or, when iterating, no readable
+            image at all.
 
     Example:
         >>> photos = [np.zeros((8, n, 3), np.uint8) for n in (8, 10, 8)]
@@ -435,13 +462,14 @@ def whole_batches(
         (2, 8, 8, 3) (8, 8) ('0', '2')
         (2, 8, 12, 3) (8, 10) ('1',)
     """
-    _check_sizes(multiple, batch_size, threads)
+    threads = _check_sizes(multiple, batch_size, threads)
     if limit is not None and limit < 1:
         raise DataError(f"limit must be at least 1, not {limit}")
     if scale is not None and not 0 < scale <= 1:
         raise DataError(f"scale must be in (0, 1], not {scale}")
     source = _open(spec, split, data_dir, channels)
-    skipped = Skipped(source)
+    count = len(source) if limit is None else min(limit, len(source))
+    skipped = Skipped(source, count)
 
     def image(index: int) -> tuple[str, np.ndarray] | None:
         try:
@@ -454,8 +482,7 @@ def whole_batches(
             pixels = area_resize(pixels, (width, height))
         return source.name(index), pixels
 
-    count = len(source) if limit is None else min(limit, len(source))
-    stream = _threaded(grain.MapDataset.range(count).map(image), threads)
+    stream = _threaded(grain.MapDataset.range(count).map(image), threads, _PREFETCHED)
     return WholeBatches(source, stream, skipped, batch_size, multiple)
 
 
@@ -469,7 +496,7 @@ def check_source(
     """Makes sure, before anything long starts, that both splits exist and can be used.
 
     Each split is opened, prepared where needed, and read up to the first image that is readable
-    and large enough.
+    and large enough. Of a large split at most `_MOST_TRIES` images, evenly spread, are tried.
 
     Args:
         spec: a source's specification (see `sources.open_source`).
@@ -489,32 +516,52 @@ def check_source(
     for split in splits:
         source = open_source(spec, split, data_dir=data_dir, channels=channels, cache_mib=0)
         first_error: DataError | None = None
-        for index in range(len(source)):
+        tried = range(0, len(source), -(-len(source) // _MOST_TRIES))
+        for index in tried:
             try:
                 eval_crop(source[index], image_size)
                 break
             except (UnreadableImage, TooSmallImage) as error:
                 first_error = first_error or DataError(f"{source.name(index)}: {error}")
         else:
+            which = "" if len(tried) == len(source) else f"{len(tried)} tried of the "
             raise DataError(
-                f"none of the {len(source)} images of {spec} ({split}) can be used; {first_error}"
+                f"none of the {which}{len(source)} images of {spec} ({split}) can be used; "
+                f"{first_error}"
             )
         counts[split] = len(source)
     return counts
 
 
+def default_threads() -> int:
+    """One decoding thread for each core that this process may use, from 2 to 16.
+
+    Decoding and resizing run outside Python's lock for the most part, so they gain by more cores.
+    """
+    # sched_getaffinity knows of containers and `taskset`, but Linux alone has it.
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return min(max(cores, 2), _MOST_THREADS)
+
+
 def _candidates(index: int, count: int, rng: np.random.Generator) -> Iterator[int]:
-    """`index`, then others to take its place: some at random, at last every one."""
+    """`index`, then others to take its place: some at random, at last every one, or many."""
     yield index
     # Drawn, not the next in line: that one would be seen too often.
     for _ in range(32):
         yield int(rng.integers(count))
-    for step in range(1, count):
-        yield (index + step) % count
+    if count <= _MOST_TRIES:
+        for step in range(1, count):
+            yield (index + step) % count
+    else:
+        # Where one in a thousand can be used, all of these fail once in 20,000 positions.
+        for _ in range(_MOST_TRIES):
+            yield int(rng.integers(count))
 
 
-def _threaded(stream: Any, threads: int) -> Any:
-    buffered = _PREFETCHED_BATCHES if threads else 0
+def _threaded(stream: Any, threads: int, ahead: int) -> Any:
+    """Decodes at least `ahead` elements of the stream ahead, and one in each thread."""
+    buffered = max(ahead, threads) if threads else 0
     return stream.to_iter_dataset(
         grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffered)
     )
@@ -532,7 +579,9 @@ def _open(spec: str | Source, split: Split, data_dir: str | None, channels: int)
     return source
 
 
-def _check_sizes(image_size: int, batch_size: int, threads: int) -> None:
+def _check_sizes(image_size: int, batch_size: int, threads: int | None) -> int:
+    """The number of threads, once all three make sense."""
+    threads = default_threads() if threads is None else threads
     for name, value, least in (
         ("image_size", image_size, 1),
         ("batch_size", batch_size, 1),
@@ -540,20 +589,34 @@ def _check_sizes(image_size: int, batch_size: int, threads: int) -> None:
     ):
         if value < least:
             raise DataError(f"{name} must be at least {least}, not {value}")
+    return threads
+
+
+def _part(batch_size: int, shard_index: int, shard_count: int) -> int:
+    """The number of rows of a batch that one shard has."""
+    if not 0 <= shard_index < shard_count:
+        raise DataError(f"shard_index {shard_index} is not in 0…{shard_count - 1}")
+    if batch_size % shard_count:
+        raise DataError(f"{shard_count} shards do not divide the batch size {batch_size}")
+    return batch_size // shard_count
 
 
 def _fingerprint(source: Source, options: tuple[Any, ...]) -> str:
     """Changes when the stream would: other options, or other images by number or name."""
     digest = hashlib.sha256(repr((len(source), source.channels, *options)).encode())
-    for index in range(len(source)):
-        digest.update(source.name(index).encode(errors="surrogateescape") + b"\0")
+    for start in range(0, len(source), 4096):  # Millions of small updates would take seconds.
+        names = source.names(start, min(start + 4096, len(source)))
+        digest.update("".join(name + "\0" for name in names).encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
 
 
-def _padded(rows: list[np.ndarray], batch_size: int) -> Batch:
-    pixels = np.zeros((batch_size, *rows[0].shape), np.uint8)
-    pixels[: len(rows)] = rows
-    mask = (np.arange(batch_size) < len(rows)).astype(np.float32)
-    ids = np.zeros(batch_size, np.int32)
-    ids[: len(rows)] = [zlib.crc32(row.tobytes()) >> 1 for row in rows]
+def _masked(rows: Sequence[np.ndarray | None], shape: tuple[int, ...]) -> Batch:
+    """One batch: zeros, with mask 0, in the place of each row that is None."""
+    pixels = np.zeros((len(rows), *shape), np.uint8)
+    mask = np.zeros(len(rows), np.float32)
+    ids = np.zeros(len(rows), np.int32)
+    for place, row in enumerate(rows):
+        if row is not None:
+            pixels[place], mask[place] = row, 1
+            ids[place] = zlib.crc32(row.tobytes()) >> 1
     return {"pixels": pixels, "mask": mask, "id": ids}

@@ -37,6 +37,7 @@ class Source:
         count: how many images there are, readable or not.
         channels: 3 for RGB, 1 for grey.
         cache_mib: bound of the decoded images kept in memory, in MiB; 0 keeps none.
+        names: gives the names of images start … stop − 1, where that is faster than one by one.
 
     Example:
         >>> white = np.full((2, 2), 255, np.uint8)
@@ -55,6 +56,7 @@ class Source:
         count: int,
         channels: int = 3,
         cache_mib: float = 512,
+        names: Callable[[int, int], list[str]] | None = None,
     ):
         if channels not in (1, 3):
             raise DataError(f"channels must be 1 (grey) or 3 (RGB), not {channels!r}")
@@ -65,6 +67,7 @@ class Source:
         self.channels = channels
         self._read = read
         self._name = name
+        self._names = names
         self._count = count
         self._cache = ImageCache(int(cache_mib * 2**20))
 
@@ -95,6 +98,12 @@ class Source:
     def name(self, index: int) -> str:
         """The name of image `index`: its relative path, or its place in the data set."""
         return self._name(self._check(index))
+
+    def names(self, start: int, stop: int) -> list[str]:
+        """The names of images start … stop − 1."""
+        if self._names is not None:
+            return self._names(start, stop)
+        return [self.name(index) for index in range(start, stop)]
 
     def _check(self, index: int) -> int:
         index = operator.index(index)
@@ -141,6 +150,7 @@ def open_source(
     kind, colon, rest = spec.partition(":")
     read: Read
     name: Callable[[int], str]
+    names: Callable[[int, int], list[str]] | None = None
     if spec == "photos":
         from . import photos, tfds_images
 
@@ -149,7 +159,7 @@ def open_source(
         from . import folder
 
         files = folder.list_split(rest, split)
-        read, name, count = (lambda i: files[i][1]), (lambda i: files[i][0]), len(files)
+        read, name, names, count = files.path, files.name, files.names, len(files)
     elif kind == "tfds" and colon:
         from . import tfds_images
 
@@ -157,5 +167,12 @@ def open_source(
     else:
         raise DataError(f"unknown data source {spec!r}: give {_FORMS}")
     return Source(
-        spec, split, read=read, name=name, count=count, channels=channels, cache_mib=cache_mib
+        spec,
+        split,
+        read=read,
+        name=name,
+        count=count,
+        channels=channels,
+        cache_mib=cache_mib,
+        names=names,
     )

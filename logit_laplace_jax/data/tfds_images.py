@@ -11,6 +11,7 @@ import io
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,13 @@ HELD_OUT = 0.05
 """Share at the end of `train` that is held out where a data set has no other split for it."""
 
 _NAME = re.compile(r"\w+(/[\w.\-]+)?(:[\w.*]+)?")
+
+_REFUSALS = frozenset({"DownloadError", "NonMatchingChecksumError"})
+"""TFDS's errors, by name, for what a server answers instead of the file. (Google Drive, which
+answers many requests for large files with a page, has none of its own.)"""
+
+_NETWORK = frozenset({"http", "requests", "socket", "ssl", "urllib", "urllib3"})
+"""The packages whose errors mean that no server was reached."""
 
 Reader = tuple[Callable[[int], bytes | np.ndarray], Callable[[int], str], int]
 """read(i), name(i) and the number of images: what a `Source` is made of."""
@@ -136,7 +144,7 @@ def _find(name: str, data_dir: str | None) -> Any:
     except ImportError as error:
         raise _needs_package(name, error) from error
     except Exception as error:
-        raise DataError(f"tfds:{name} cannot be opened: {one_line(_root(error))}") from error
+        raise DataError(f"tfds:{name} cannot be opened: {one_line(_chain(error)[-1])}") from error
 
 
 def _image_feature(builder: Any) -> Any:
@@ -173,20 +181,53 @@ def _download_and_prepare(builder: Any, name: str) -> None:
     except Exception as error:
         if builder.data_path.exists():  # Another process prepared it meanwhile.
             return
-        cause = _root(error)
-        if isinstance(cause, ImportError):
-            raise _needs_package(name, cause) from error
-        by_hand = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
-        if by_hand:
-            folder = builder.data_path.parent / "downloads" / "manual"
-            for parent in builder.data_path.parents:
-                if parent.name == builder.name:
-                    folder = parent.parent / "downloads" / "manual"
-            raise DataError(
-                f"tfds:{name} must be downloaded by hand into {folder}: "
-                f"{one_line(ValueError(by_hand))}"
-            ) from error
-        raise DataError(f"tfds:{name} cannot be prepared: {one_line(error)}") from error
+        raise _not_prepared(builder, name, error) from error
+
+
+def _not_prepared(builder: Any, name: str, error: Exception) -> DataError:
+    """What went wrong, and exactly what to do."""
+    chain = _chain(error)
+    if isinstance(chain[-1], ImportError):
+        return _needs_package(name, chain[-1], builder)
+    folder = _manual_folder(builder)
+    if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+        missing = not folder.is_dir() or not any(folder.iterdir())
+        if missing or any(str(folder) in str(e) for e in chain):
+            return DataError(f"tfds:{name} {_by_hand(builder)}, then run the same command again")
+    refused = next((e for e in chain if type(e).__name__ in _REFUSALS or "GDrive" in str(e)), None)
+    if refused or any(type(e).__module__.partition(".")[0] in _NETWORK for e in chain):
+        return DataError(
+            f"tfds:{name} cannot be downloaded ({one_line(refused or chain[-1])}): run the same "
+            "command again once the network (behind a proxy: HTTPS_PROXY) allows it, or download "
+            f"{_file_of(builder, chain)} yourself into {folder}, where TFDS looks first"
+        )
+    return DataError(f"tfds:{name} cannot be prepared: {one_line(error)}")
+
+
+def _manual_folder(builder: Any) -> Path:
+    """Where TFDS looks for files that were downloaded by hand."""
+    for parent in builder.data_path.parents:
+        if parent.name == builder.name:
+            return Path(parent.parent / "downloads" / "manual")
+    return Path(builder.data_path.parent / "downloads" / "manual")
+
+
+def _by_hand(builder: Any) -> str:
+    told = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split()).rstrip(".")
+    return f"needs files that you download by hand into {_manual_folder(builder)}: {told}"
+
+
+def _file_of(builder: Any, chain: Sequence[BaseException]) -> str:
+    """The file that could not be downloaded, under the name by which TFDS will know it."""
+    told = " ".join(str(e) for e in chain)
+    known: dict[str, Any] = {}
+    with contextlib.suppress(Exception):  # TFDS needs an optional package to read its own list.
+        known = builder.url_infos or {}
+    for url, info in known.items():
+        # An error may leave out the host, so what comes after it is looked for.
+        if info.filename and url.partition("://")[2].partition("/")[2] in told:
+            return f"{url} as {info.filename}"
+    return "the file"
 
 
 def _check_tensorflow(builder: Any, name: str) -> None:
@@ -197,25 +238,28 @@ def _check_tensorflow(builder: Any, name: str) -> None:
     for base in type(builder).__mro__:
         module = sys.modules.get(base.__module__)
         if not base.__module__.startswith("tensorflow_datasets.core") and hasattr(module, "tf"):
-            raise _needs_package(name, ImportError(name="tensorflow"))
+            raise _needs_package(name, ImportError(name="tensorflow"), builder)
 
 
-def _needs_package(name: str, error: ImportError) -> DataError:
+def _needs_package(name: str, error: ImportError, builder: Any = None) -> DataError:
     package = (error.name or "").partition(".")[0]
     if importlib.util.find_spec("tensorflow") is None and package in ("", "tensorflow"):
+        manual = builder is not None and builder.MANUAL_DOWNLOAD_INSTRUCTIONS
         return DataError(
-            f"preparing tfds:{name} needs TensorFlow: run  pip install -e '.[tensorflow]'  "
-            "(reading it afterwards does not)"
+            f"preparing tfds:{name} needs TensorFlow (reading it afterwards does not): run  "
+            "pip install -e '.[tensorflow]'  and then the same command again"
+            + (f"; it also {_by_hand(builder)}" if manual else "")
         )
     # TFDS imports some packages that it does not require, importlib_resources among them.
     return DataError(
         f"tfds:{name} needs the package {package or one_line(error)}, which is not installed: "
-        f"run  pip install {package}"
+        f"run  pip install {package}  and then the same command again"
     )
 
 
-def _root(error: BaseException) -> BaseException:
-    """The first of the exceptions that led to `error`."""
-    while (before := error.__cause__ or error.__context__) is not None:
-        error = before
-    return error
+def _chain(error: BaseException) -> list[BaseException]:
+    """`error`, what led to it, and so on to the first."""
+    chain = [error]
+    while (before := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(before)
+    return chain

@@ -5,7 +5,7 @@ The docstring under each field is what ``train.py --help`` prints.
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from logit_laplace_jax import likelihoods
 from logit_laplace_jax import pixels as pixel_maps
@@ -16,8 +16,16 @@ Init = Literal["openai", "data"]
 Objective = Literal["density", "mass"]
 ScaleMode = Literal["per_pixel", "per_channel", "shared", "fixed", "optimal"]
 ParallelMode = Literal["auto", "pmap", "mesh", "single"]
+Freeze = Literal["none", "encoder", "decoder"]
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
+FOLLOWS = {
+    "model.stats_per_channel": "likelihood",
+    "model.constant_scale": "scale",
+    "model.dtype": "precision",
+}
+"""Fields that the run sets by itself, and by what."""
 _SHARED_OPTIONS = ("eps", "min_log_scale")
 """Options that presets set for every likelihood: ε, for the encoder's input too, and a floor."""
 _LIKELIHOOD_OPTIONS = (*_SHARED_OPTIONS, "scale", "fixed_scale", "components", "coupled")
@@ -37,6 +45,10 @@ class OptimizerConfig:
     """Decoupled weight decay, multiplied by the step size."""
     ema_decay: float = 0.999
     """Decay of the moving average of the parameters, which evaluation uses."""
+    loss_scale: float = 32_768.0
+    """With precision float16: the loss's factor at the start, a power of two."""
+    loss_scale_growth: int = 2_000
+    """With precision float16: updates without overflow after which the factor doubles."""
 
     def __post_init__(self) -> None:
         for name in ("b1", "b2", "ema_decay"):
@@ -46,6 +58,12 @@ class OptimizerConfig:
             raise ValueError(f"AdamW's eps must be positive, got {self.eps}")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0.0):
             raise ValueError(f"weight_decay must be 0 or more, got {self.weight_decay}")
+        if not (1.0 <= self.loss_scale <= 2.0**24 and math.log2(self.loss_scale).is_integer()):
+            raise ValueError(
+                f"loss_scale must be a power of two from 1 to 2**24, got {self.loss_scale}"
+            )
+        if self.loss_scale_growth < 1:
+            raise ValueError(f"loss_scale_growth must be 1 or more, got {self.loss_scale_growth}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,17 +90,31 @@ class TrainConfig:
     """density: its log density at the pixel, as in the paper; mass: the exact log probability of
     the 8-bit value."""
     parallel: ParallelMode = "auto"
-    """Devices: pmap, mesh (jit over a device mesh), single, or auto (pmap if several)."""
+    """Devices: pmap, mesh (jit over a device mesh), single, or auto (pmap if several; mesh with
+    fsdp)."""
+    fsdp: bool = False
+    """Spread parameters, their average and the optimiser's moments over the devices too (mesh)."""
+    devices: int | None = None
+    """Use the first so many devices; None: all."""
+    accumulate: int = 1
+    """Parts that a batch is computed in, one after the other, with their gradients added up: less
+    memory, the same update."""
+    precision: Precision = "float32"
+    """Arithmetic of the networks: float32, bfloat16, or float16 with dynamic loss scaling.
+    Parameters, their average, the codes' softmax and KL and the loss stay float32."""
     eval_every: int = 5_000
     """Updates between evaluations; 0: only at the end."""
     checkpoint_every: int = 5_000
     """Updates between checkpoints; 0: only at the end."""
     keep_checkpoints: int = 3
-    """How many of the latest checkpoints stay."""
+    """How many of the latest checkpoints stay, beside the best by held-out bits/dim."""
     log_every: int = 1
     """Updates between lines of metrics.jsonl; the loss of every update is checked all the same."""
     data_dir: str | None = None
     """Where TFDS data sets are prepared and looked for; default: TFDS's own (TFDS_DATA_DIR)."""
+    data_threads: int | None = None
+    """Threads of each process that read and decode images ahead of the devices; None: one a core,
+    2 to 16."""
     eps: float = 0.1
     """ε of the pixel map, in [0, 0.5)."""
     scale: ScaleMode = "per_pixel"
@@ -108,6 +140,12 @@ class TrainConfig:
     """Initial encoder: openai, or data: the same, normalised on a batch so that codes differ."""
     init_logit_std: float = 3.0
     """With init data: standard deviation of each code's logit over positions, in nats."""
+    init_from: str | None = None
+    """Start from trained weights: a run directory, a .safetensors or .pt file, or
+    ENCODER.pkl,DECODER.pkl as OpenAI published them; what belongs to the likelihood starts anew
+    where its maps are others in number."""
+    freeze: Freeze = "none"
+    """Leave the encoder (and so the tokens' meaning) or the decoder as it is at the start."""
     debug: bool = False
     """Check ranges and finiteness inside the step (checkify), at some cost in speed."""
     beta: Schedule = Schedule(0.0, 6.6, 5_000)
@@ -122,18 +160,38 @@ class TrainConfig:
     """Encoder, bottleneck and decoder."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "image_size", "keep_checkpoints", "log_every"):
+        counts = (
+            "steps",
+            "batch_size",
+            "image_size",
+            "keep_checkpoints",
+            "log_every",
+            "accumulate",
+        )
+        for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
         for name in ("eval_every", "checkpoint_every", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.data_threads is not None and self.data_threads < 0:
+            raise ValueError(f"data_threads must be 0 or more, got {self.data_threads}")
+        if self.devices is not None and self.devices < 1:
+            raise ValueError(f"devices must be 1 or more, got {self.devices}")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch size {self.batch_size} cannot be computed in {self.accumulate} equal parts"
+            )
+        if self.fsdp and self.parallel not in ("auto", "mesh"):
+            raise ValueError(f"fsdp needs --parallel mesh, not {self.parallel}")
         if self.seed >= 2**32:
             raise ValueError(f"seed must be below 2**32, got {self.seed}")
         if not 0.0 < self.min_crop <= 1.0:
             raise ValueError(f"min_crop must lie in (0, 1], got {self.min_crop}")
         if self.init not in ("openai", "data"):
             raise ValueError(f"init must be openai or data, got {self.init!r}")
+        if self.freeze not in get_args(Freeze):
+            raise ValueError(f"freeze must be none, encoder or decoder, got {self.freeze!r}")
         if not self.init_logit_std > 0.0:
             raise ValueError(f"init_logit_std must be positive, got {self.init_logit_std}")
         if self.eval_scale is not None and not 0.0 < self.eval_scale <= 1.0:
@@ -153,14 +211,18 @@ class TrainConfig:
         if self.dequantize and self.objective == "mass":
             raise ValueError("dequantize is for objective density: a mass has no use for it")
         pixel_maps.check_eps(self.eps)
-        num_stats = self.build_likelihood().num_stats
-        constant = self.scale if self.scale in ("per_channel", "shared") else "none"
-        if (self.model.stats_per_channel, self.model.constant_scale) != (num_stats, constant):
-            # The head follows the likelihood; a user never sets both.
-            head = dataclasses.replace(
-                self.model, stats_per_channel=num_stats, constant_scale=constant
+        if self.precision not in get_args(Precision):
+            raise ValueError(
+                f"precision must be one of {', '.join(get_args(Precision))}, got {self.precision!r}"
             )
-            object.__setattr__(self, "model", head)
+        # The head follows the likelihood, the arithmetic the precision; a user never sets both.
+        follows: dict[str, Any] = {
+            "stats_per_channel": self.build_likelihood().num_stats,
+            "constant_scale": self.scale if self.scale in ("per_channel", "shared") else "none",
+            "dtype": self.precision,
+        }
+        if any(getattr(self.model, name) != value for name, value in follows.items()):
+            object.__setattr__(self, "model", dataclasses.replace(self.model, **follows))
 
     def build_likelihood(self) -> likelihoods.Likelihood:
         """The likelihood with those of this run's options that the family has.
@@ -191,6 +253,42 @@ class TrainConfig:
             temperature=self.temperature.over(self.steps),
             learning_rate=self.learning_rate.over(self.steps),
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """How a run is started: nothing of it changes what is computed, so nothing of it is saved."""
+
+    distributed: bool = False
+    """One of several processes (``jax.distributed``): found by itself on TPU pods, Slurm and Open
+    MPI, else by the next three."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, reachable from all processes."""
+    num_processes: int | None = None
+    """How many processes there are."""
+    process_id: int | None = None
+    """Which of them this is, from 0."""
+    dry_run: bool = False
+    """Only compile an update and tell parameters, memory, FLOPs and communication; no data needed,
+    nothing written."""
+    simulate: int | None = None
+    """With dry_run: as if there were so many devices (simulated on the CPU)."""
+    memory_report: bool = False
+    """Tell first what an update needs on each device; a run that cannot fit is refused."""
+    profile: bool = False
+    """Write a JAX profiler trace of a few updates into the run directory's profile/."""
+
+    def __post_init__(self) -> None:
+        if not self.distributed:
+            for name in ("coordinator", "num_processes", "process_id"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"--{name.replace('_', '-')} belongs to --distributed")
+        if self.simulate is not None and not self.dry_run:
+            raise ValueError("--simulate belongs to --dry-run")
+        if self.simulate is not None and self.simulate < 1:
+            raise ValueError(f"simulate must be 1 or more, got {self.simulate}")
+        if self.dry_run and self.distributed:
+            raise ValueError("--dry-run is for one process: give --simulate for many devices")
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
@@ -230,6 +328,10 @@ def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
         "run_dir",
         "steps",
         "parallel",
+        "fsdp",
+        "devices",
+        "accumulate",
+        "data_threads",
         "eval_every",
         "checkpoint_every",
         "keep_checkpoints",
@@ -238,14 +340,13 @@ def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
         "eval_images",
         "debug",
     }
-    follows = {"model.stats_per_channel", "model.constant_scale"}  # from likelihood and scale
     lines = []
 
     def compare(a: dict[str, Any], b: dict[str, Any], prefix: str) -> None:
         for key in a:
             if not prefix and key in free:
                 continue
-            if f"{prefix}{key}" in follows:
+            if f"{prefix}{key}" in FOLLOWS:
                 continue
             if isinstance(a[key], dict):
                 compare(a[key], b[key], f"{prefix}{key}.")

@@ -1,10 +1,16 @@
-"""One pure step on many devices: ``pmap``, ``jit`` over a mesh, or one device.
+"""One pure step on many devices and hosts: ``pmap``, ``jit`` over a mesh, or one device.
 
 All three compute the same: the step averages over the mapped axis with ``lax.pmean`` under pmap,
-and sees the whole batch under the mesh, where the compiler inserts the collectives.
+and sees the whole batch under the mesh, where the compiler inserts the collectives. The mesh can
+also spread the state itself over the devices (fully sharded data parallelism: Rajbhandari et al.
+2020, "ZeRO", stage 3), for what one device cannot hold.
+
+A state has two forms. *Stored*: global arrays, as checkpoints hold them, whatever the layout.
+*Running*: as the compiled step takes it; under pmap every leaf has a leading axis of local devices.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -13,11 +19,14 @@ import jax
 import numpy as np
 from flax import jax_utils
 from jax.experimental import checkify
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 Mode = Literal["pmap", "mesh", "single"]
 
 AXIS = "batch"
+
+_SMALLEST_SHARDED = 2**12
+"""Elements below which an array is cheaper to copy everywhere than to gather at every use."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,26 +36,99 @@ class Layout:
     Attributes:
       mode: pmap, mesh or single.
       devices: this process's devices that take part.
+      fsdp: whether the state is spread over the devices too (mesh only).
     """
 
     mode: Mode
     devices: tuple[jax.Device, ...]
+    fsdp: bool = False
 
     @property
+    def count(self) -> int:
+        """Devices that take part, over all processes."""
+        return jax.device_count() if jax.process_count() > 1 else len(self.devices)
+
+    @functools.cached_property
     def _mesh(self) -> Mesh:
         everywhere = jax.devices() if jax.process_count() > 1 else list(self.devices)
         return Mesh(np.asarray(everywhere), (AXIS,))
 
-    def _sharding(self, *axes: str) -> NamedSharding:
+    def _sharding(self, *axes: str | None) -> NamedSharding:
         return NamedSharding(self._mesh, PartitionSpec(*axes))
 
-    def replicate(self, tree: Any) -> Any:
-        """Puts one copy of every leaf on every device."""
+    # --- The state ------------------------------------------------------------------------------
+
+    def state_shardings(self, state: Any) -> Any:
+        """Where each leaf of a stored state lies.
+
+        Args:
+          state: a tree of arrays, or of their shapes.
+
+        Returns:
+          A tree of shardings.
+        """
+        return jax.tree.map(self._state_sharding, state)
+
+    def _state_sharding(self, leaf: Any) -> Sharding:
+        if self.mode == "single" or (self.mode == "pmap" and jax.process_count() == 1):
+            return SingleDeviceSharding(self.devices[0])
+        if self.fsdp and leaf.size >= _SMALLEST_SHARDED:
+            sides = [side if side % self.count == 0 else 0 for side in leaf.shape]
+            if max(sides) > 0:
+                # The longest axis; of several, the last: a kernel's output channels.
+                axis = len(sides) - 1 - int(np.argmax(sides[::-1]))
+                return self._sharding(*(AXIS if i == axis else None for i in range(leaf.ndim)))
+        return self._sharding()
+
+    def create(self, make: Callable[[jax.Array], Any], key: jax.Array) -> Any:
+        """``make(key)`` in stored form; with fsdp no device ever holds all of it."""
+        if not self.fsdp:
+            return self.place(make(key))
+        return jax.jit(make, out_shardings=self.state_shardings(jax.eval_shape(make, key)))(key)
+
+    def place(self, state: Any) -> Any:
+        """The stored form of a state that this process holds in full."""
+        return jax.device_put(state, self.state_shardings(state))
+
+    def gather(self, state: Any) -> Any:
+        """A full copy of a stored state, on this process's first device.
+
+        With fsdp it comes from all devices: then every process has to call this.
+        """
+        if self.fsdp:
+            state = jax.jit(lambda tree: tree, out_shardings=self._sharding())(state)
+        return jax.tree.map(_local, state)
+
+    def replicate(self, state: Any) -> Any:
+        """The running form of a stored state, or of one that this process holds in full."""
         if self.mode == "pmap":
-            return jax_utils.replicate(tree, list(self.devices))
-        if self.mode == "mesh":
-            return jax.device_put(tree, self._sharding())
-        return jax.device_put(tree, self.devices[0])
+            return jax_utils.replicate(jax.tree.map(_local, state), list(self.devices))
+        return self.place(state)
+
+    def stored(self, state: Any) -> Any:
+        """The stored form of a running state: the same buffers, nothing is copied."""
+        if self.mode != "pmap":
+            return state
+        if jax.process_count() == 1:
+            return self.first(state)
+
+        def join(leaf: jax.Array) -> jax.Array:
+            shape = leaf.shape[1:]
+            parts = [shard.data.reshape(shape) for shard in leaf.addressable_shards]
+            return jax.make_array_from_single_device_arrays(shape, self._sharding(), parts)
+
+        return jax.tree.map(join, state)
+
+    def first(self, results: Any) -> Any:
+        """This process's first copy of what is equal on all devices, such as a step's metrics."""
+        if self.mode == "pmap":
+            # Indexing a pmapped array would gather it; its first shard is at hand.
+            return jax.tree.map(
+                lambda leaf: leaf.addressable_data(0).reshape(leaf.shape[1:]), results
+            )
+        return jax.tree.map(_local, results)
+
+    # --- The batch ------------------------------------------------------------------------------
 
     def shard(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """Spreads this process's part of a batch over its devices, along the first axis."""
@@ -60,81 +142,157 @@ class Layout:
         count = len(self.devices)
         return {k: v.reshape(count, v.shape[0] // count, *v.shape[1:]) for k, v in batch.items()}
 
-    def first(self, tree: Any) -> Any:
-        """One copy of a replicated tree, on this process's first device."""
-        if self.mode != "pmap":
-            return tree
-        # Indexing a pmapped array would gather it; its first shard is at hand.
-        return jax.tree.map(lambda leaf: leaf.addressable_data(0).reshape(leaf.shape[1:]), tree)
+    # --- The step -------------------------------------------------------------------------------
 
     def compile(
         self, step: Callable[..., Any], donate: bool = False, debug: bool = False
-    ) -> Callable[[Any, Any, jax.Array], Any]:
-        """Compiles ``step(state, batch, key, axis_name=...)`` for this layout.
+    ) -> "Compiled":
+        """Compiles ``step(state, batch, key, axis_name=...)`` for this layout, at its first call.
 
         Args:
           step: pure; its results must be equal on all devices (averaged over ``axis_name``).
-          donate: reuse the state's buffers for the result.
+          donate: the step gives (state, results) and may reuse the state's buffers. It is also told
+            ``shards``, the devices that a batch lies on where it sees all of it.
           debug: run the library's range checks (checkify); a failed one raises
             ``checkify.JaxRuntimeError``.
         """
-        axis = AXIS if self.mode == "pmap" else None
-        function: Callable[..., Any] = partial(step, axis_name=axis)
+        return Compiled(self, step, donate, debug)
+
+    def _jit(self, step: Callable[..., Any], donate: bool, debug: bool, state: Any) -> Any:
+        function: Callable[..., Any] = partial(
+            step, axis_name=AXIS if self.mode == "pmap" else None
+        )
+        if donate:
+            function = partial(function, shards=self.count if self.mode == "mesh" else 1)
         if debug:
             function = checkify.checkify(function, errors=checkify.user_checks)
         donated = (0,) if donate else ()
         if self.mode == "pmap":
-            compiled = jax.pmap(
+            return jax.pmap(
                 function,
                 axis_name=AXIS,
                 in_axes=(0, 0, None),
                 devices=self.devices if jax.process_count() == 1 else None,
                 donate_argnums=donated,
             )
-        elif self.mode == "mesh":
-            same = self._sharding()
-            compiled = jax.jit(
-                function,
-                in_shardings=(same, self._sharding(AXIS), same),
-                out_shardings=same,
-                donate_argnums=donated,
-            )
-        else:
-            compiled = jax.jit(function, donate_argnums=donated)
-        if not debug:
-            return compiled
+        if self.mode == "single":
+            return jax.jit(function, donate_argnums=donated)
+        same, placed = self._sharding(), self.state_shardings(state)
+        results = (placed, same) if donate else same
+        return jax.jit(
+            function,
+            in_shardings=(placed, self._sharding(AXIS), same),
+            out_shardings=(same, results) if debug else results,
+            donate_argnums=donated,
+        )
 
-        def checked(state: Any, batch: Any, key: jax.Array) -> Any:
-            error, result = compiled(state, batch, key)
+
+class Compiled:
+    """A step compiled for a layout: ``compiled(running state, sharded batch, key)``.
+
+    Made by :meth:`Layout.compile`.
+    """
+
+    def __init__(self, layout: Layout, step: Callable[..., Any], donate: bool, debug: bool):
+        self._layout = layout
+        self._step = step
+        self._donate = donate
+        self._debug = debug
+        self._function: Any = None
+
+    def _jitted(self, state: Any) -> Any:
+        if self._function is None:
+            self._function = self._layout._jit(self._step, self._donate, self._debug, state)
+        return self._function
+
+    def __call__(self, state: Any, batch: Any, key: jax.Array) -> Any:
+        """Runs the step; with debug, raises ``checkify.JaxRuntimeError`` if a check failed."""
+        result = self._jitted(state)(state, batch, key)
+        if self._debug:
+            error, result = result
             checkify.check_error(error)
-            return result
+        return result
 
-        return checked
+    def adopt(self, executable: Any) -> None:
+        """Runs with what :meth:`lower` and ``compile`` gave, instead of compiling again."""
+        self._function = executable
+
+    def lower(self, state: Any, batch: dict[str, Any]) -> jax.stages.Lowered:
+        """The step for shapes alone: nothing is computed, no memory is taken.
+
+        Args:
+          state: the stored state's shapes.
+          batch: shapes of the global batch, by name.
+        """
+        layout = self._layout
+        key = jax.eval_shape(jax.random.key, 0)
+        if layout.mode == "pmap":
+            count = len(layout.devices)
+            state = jax.tree.map(lambda s: jax.ShapeDtypeStruct((count, *s.shape), s.dtype), state)
+            batch = {
+                name: jax.ShapeDtypeStruct(
+                    (count, rows.shape[0] // layout.count, *rows.shape[1:]), rows.dtype
+                )
+                for name, rows in batch.items()
+            }
+        lowered: jax.stages.Lowered = self._jitted(state).lower(state, batch, key)
+        return lowered
 
 
-def choose(mode: str, batch_size: int) -> Layout:
+def _local(leaf: jax.Array) -> jax.Array:
+    """This process's first copy of a replicated array; others as they are."""
+    return leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf
+
+
+def choose(
+    mode: str,
+    batch_size: int,
+    *,
+    accumulate: int = 1,
+    fsdp: bool = False,
+    devices: int | None = None,
+) -> Layout:
     """The layout for ``--parallel mode`` on the devices at hand.
 
     Args:
-      mode: auto, pmap, mesh or single; auto is pmap where there are several devices.
+      mode: auto, pmap, mesh or single; auto is pmap where there are several devices, mesh with
+        ``fsdp``.
       batch_size: images an update over all devices.
+      accumulate: parts that a batch is computed in.
+      fsdp: spread the state over the devices too.
+      devices: use the first so many, in one process; None: all.
 
     Raises:
-      ValueError: the devices do not divide the batch, or the mode is unknown.
+      ValueError: the devices do not divide the batch, there are too few of them, or the mode is
+        unknown.
 
     >>> choose("single", 7).mode
     'single'
     """
-    local = tuple(jax.local_devices())
-    if mode == "auto":
-        mode = "pmap" if jax.device_count() > 1 else "single"
-    if mode not in ("pmap", "mesh", "single"):
+    if mode not in ("auto", "pmap", "mesh", "single"):
         raise ValueError(f"parallel must be auto, pmap, mesh or single, got {mode!r}")
+    local = tuple(jax.local_devices())
+    if devices is not None:
+        if jax.process_count() > 1:
+            raise ValueError("--devices is for one process: several always use all of theirs")
+        if devices > len(local):
+            raise ValueError(f"{devices} devices were asked for, but there are {len(local)}")
+        local = local[:devices]
+    count = jax.device_count() if jax.process_count() > 1 else len(local)
+    if mode == "auto":
+        mode = "mesh" if fsdp else "pmap" if count > 1 else "single"
+    if fsdp and mode != "mesh":
+        raise ValueError(f"fsdp needs --parallel mesh, not {mode}")
     if mode == "single":
-        return Layout("single", local[:1])
-    if batch_size % jax.device_count():
+        if jax.process_count() > 1:
+            raise ValueError("several processes need --parallel pmap or mesh, not single")
+        local, count = local[:1], 1
+    if batch_size % (count * accumulate):
+        parts = f" in {accumulate} parts each" if accumulate > 1 else ""
         raise ValueError(
-            f"batch size {batch_size} cannot be split over {jax.device_count()} devices: "
-            f"take a multiple of {jax.device_count()}, or --parallel single"
+            f"batch size {batch_size} cannot be split over {count} devices{parts}: "
+            f"take a multiple of {count * accumulate}, or --parallel single"
         )
-    return Layout("pmap" if mode == "pmap" else "mesh", local)
+    return Layout(
+        "single" if mode == "single" else "pmap" if mode == "pmap" else "mesh", local, fsdp
+    )

@@ -126,11 +126,13 @@ def eval_step(
       size: what of an image counts; None: all.
 
     Returns:
-      :func:`basic_rows` of the global batch, and ``code_counts`` int32 [vocab_size], summed.
+      :func:`basic_rows` and ``mask`` of the global batch, and ``code_counts`` int32 [vocab_size],
+      summed.
     """
     passes = both_passes(state, batch, key, size)
     counts = codebook.code_counts(passes.tokens, batch["mask"], state.config.model.vocab_size)
-    return gathered(basic_rows(passes), {"code_counts": counts}, axis_name)
+    rows = basic_rows(passes) | {"mask": batch["mask"]}
+    return gathered(rows, {"code_counts": counts}, axis_name)
 
 
 def scale_step(
@@ -147,6 +149,7 @@ def scale_step(
         for name, (likelihood, stats) in (("hard", p.hard), ("relaxed", p.relaxed))
     }
     rows["values"] = jnp.full(len(p.pixels), math.prod(p.pixels.shape[1:]), jnp.float32)
+    rows["mask"] = batch["mask"]
     return gathered(rows, {}, axis_name)
 
 
@@ -230,7 +233,7 @@ class Evaluator:
             compiled = self._compile(step, batch.get("size"))
             output = compiled(state, self._layout.shard(arrays), key)
             rows, more = jax.device_get(self._layout.first(output))
-            kept = batch["mask"] > 0
+            kept = rows.pop("mask") > 0  # of all processes' rows
             parts.append({k: v[kept].astype(np.float64) for k, v in rows.items()})
             for name, value in more.items():
                 sums[name] = sums.get(name, 0) + value.astype(np.float64)

@@ -1,12 +1,11 @@
 """A run from start to end: prepare, train, evaluate, write; stoppable and resumable."""
 
 import json
-import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,33 +19,43 @@ from logit_laplace_jax.data import pipeline
 from logit_laplace_jax.evaluation import figures
 from logit_laplace_jax.models.data_init import normalise_encoder
 from logit_laplace_jax.training import config as configs
-from logit_laplace_jax.training import devices
+from logit_laplace_jax.training import devices, preflight, processes, saved
 from logit_laplace_jax.training.checkpoints import Checkpoints
-from logit_laplace_jax.training.config import TrainConfig
+from logit_laplace_jax.training.config import Launch, TrainConfig
 from logit_laplace_jax.training.evaluate import Evaluator, reconstruct
+from logit_laplace_jax.training.metric_log import MetricLog, NonFiniteLoss
 from logit_laplace_jax.training.progress import Progress, duration
-from logit_laplace_jax.training.records import Records
+from logit_laplace_jax.training.records import Records, Silence
+from logit_laplace_jax.training.run_directory import (
+    Lock,
+    RunError,
+    check_folder,
+    write_config,
+)
+from logit_laplace_jax.training.saved import evaluation_key, load
 from logit_laplace_jax.training.state import TrainState, create_state, parameter_count
 from logit_laplace_jax.training.step import train_step
+from logit_laplace_jax.training.streams import held_out, stack_crops, train_stream, training_crops
+from logit_laplace_jax.training.warm_start import started_from
 
-_IN_FLIGHT = 2
-"""Updates that may wait on the devices. More would not help, and results would come late."""
+__all__ = [
+    "NonFiniteLoss",
+    "OutOfMemory",
+    "Run",
+    "RunError",
+    "Stopped",
+    "evaluation_key",
+    "load",
+]
 
-_FLUSH_SECONDS = 1.0
 _SHEET = 12
 """Crops on a sheet of reconstructions."""
 
-_CONFIG_PART = "config.json.part"
 _INIT_CROPS = 256
 """Crops that a data-dependent initialisation looks at."""
 
-
-class RunError(ValueError):
-    """A request that cannot be carried out; one clear line."""
-
-
-class NonFiniteLoss(RuntimeError):
-    """The loss became NaN or infinite; the message names the last good step and checkpoint."""
+_PROFILED = range(3, 8)
+"""Updates of this start that a profile covers: after compilation."""
 
 
 class Stopped(RuntimeError):
@@ -57,45 +66,88 @@ class Stopped(RuntimeError):
         self.signal_number = signal_number
 
 
+class OutOfMemory(RuntimeError):
+    """A device's memory did not suffice; the message says what takes less."""
+
+
 class Run:
     """A run directory and all that a run needs; making one checks the request.
 
     Args:
       config: what to train.
       say: prints one line.
+      launch: how to start; only ``memory_report`` and ``profile`` matter here.
 
     Raises:
-      ValueError: the request cannot be carried out (data, devices, run directory); one line.
+      ValueError: the request cannot be carried out (data, devices, memory, run directory); one
+        line.
     """
 
-    def __init__(self, config: TrainConfig, say: Callable[[str], None] = print):
+    def __init__(
+        self,
+        config: TrainConfig,
+        say: Callable[[str], None] = print,
+        launch: Launch | None = None,
+    ):
         self.config = config.resolved()
+        self.launch = launch or Launch()
         self.folder = Path(config.run_dir)
-        self.say = say
-        if jax.process_count() > 1:
-            raise RunError("training over several processes is not supported yet; run one process")
-        self.layout = devices.choose(config.parallel, config.batch_size)
-        _check_folder(self.folder, self.config)
+        self.is_main = processes.is_main()
+        self.say = say if self.is_main else lambda line: None
+        self.layout = devices.choose(
+            config.parallel,
+            config.batch_size,
+            accumulate=config.accumulate,
+            fsdp=config.fsdp,
+            devices=config.devices,
+        )
+        check_folder(self.folder, self.config)
         counts = pipeline.check_source(
             config.data,
             image_size=config.image_size,
             channels=config.model.channels,
             data_dir=config.data_dir,
         )
-        self.held_out = held_out(self.config)
-        say(f"data      {config.data}: {counts['train']} images, {counts['validation']} held out")
-        init_key, self.train_key, self.eval_key = _keys(config)
-        self.state = create_state(self.config, init_key)
+        self.held_out = held_out(self.config, sharded=True)
+        self.say(
+            f"data      {config.data}: {counts['train']} images, {counts['validation']} held out"
+        )
+        init_key, self.train_key, self.eval_key = saved.keys(config)
+        self.state: Any = self.layout.create(lambda key: create_state(self.config, key), init_key)
+        if config.init_from is not None and not saved.has_checkpoint(self.folder):
+            started, fresh = started_from(self.layout.gather(self.state), config.init_from)
+            self.state = self.layout.place(started)
+            anew = f"; anew: {', '.join(fresh)}" if fresh else ""
+            self.say(f"weights   of {config.init_from}{anew}")
+        self.log: MetricLog | None = None
         self._eval = Evaluator(self.layout, self.config)
+        self._step = self.layout.compile(train_step, donate=True, debug=config.debug)
         self._shown: np.ndarray | None = None
         height, width = self.config.model.token_grid(config.image_size, config.image_size)
-        say(
+        self.say(
             f"model     {parameter_count(self.state.params):,} parameters; {config.image_size} x "
             f"{config.image_size} pixels to {height} x {width} tokens of {config.model.vocab_size} "
             "codes"
         )
         kinds = sorted({d.device_kind for d in self.layout.devices})
-        say(f"devices   {len(self.layout.devices)} x {', '.join(kinds)} ({self.layout.mode})")
+        hosts = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
+        how = f"{self.layout.mode}{', fsdp' if self.layout.fsdp else ''}"
+        self.say(f"devices   {self.layout.count} x {', '.join(kinds)}{hosts} ({how})")
+        if self.launch.memory_report:
+            self._report_memory()
+
+    def _report_memory(self) -> None:
+        if self.config.debug:
+            raise RunError("--memory-report is not for --debug, which compiles another program")
+        needs = preflight.measure(self.config, self.layout, self._step)
+        available = preflight.available_bytes(self.layout)
+        for line in preflight.lines(needs, self.config, available):
+            self.say(line)
+        if available is not None and needs.total_bytes > available:
+            raise RunError(
+                f"an update needs {preflight.size(needs.total_bytes)} on each device, which has "
+                f"{preflight.size(available)}: {_LESS_MEMORY}"
+            )
 
     # --- The run --------------------------------------------------------------------------------
 
@@ -108,35 +160,64 @@ class Run:
         Raises:
           NonFiniteLoss: the loss is not finite.
           Stopped: SIGINT or SIGTERM came; a checkpoint was written.
-          CheckpointError: the checkpoint to go on from cannot be read.
-          ValueError: no image could be read.
+          CheckpointError: no checkpoint to go on from can be read, or one cannot be written.
+          ValueError: no image could be read, or another process trains in the directory.
+          OutOfMemory: a device's memory does not suffice.
+          LostProcess: another process of the run is gone.
         """
+        try:
+            return self._train()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error):
+                raise OutOfMemory(
+                    f"the memory of {self.layout.devices[0].device_kind} does not suffice: "
+                    f"{_LESS_MEMORY}; --memory-report tells the needs before"
+                ) from error
+            if jax.process_count() > 1:
+                first = str(error).strip().splitlines()[0]
+                raise processes.LostProcess(
+                    "another process of this run is gone or cannot be reached "
+                    f"({first[:150]}); the same commands start it again from its last checkpoint"
+                ) from error
+            raise
+
+    def _train(self) -> bool:
         config = self.config
-        if not (self.folder / "config.json").exists():
-            _write_config(self.folder, config)  # first of all: it marks the folder as a run's
-        with (
-            Checkpoints(self.folder / "checkpoints", config.keep_checkpoints) as checkpoints,
-            _signals() as caught,
-        ):
+        if self.is_main and not (self.folder / "config.json").exists():
+            write_config(self.folder, config)  # first of all: it marks the folder as a run's
+        with ExitStack() as stack:
+            if self.is_main:
+                stack.enter_context(Lock(self.folder))
+            checkpoints = stack.enter_context(
+                Checkpoints(self.folder / "checkpoints", config.keep_checkpoints)
+            )
+            caught = stack.enter_context(_signals())
             iterator_state = None
             if checkpoints.latest is not None:
-                self.state, iterator_state = checkpoints.restore(self.state)
-                if int(self.state.step) >= config.steps:
+                self.state, iterator_state = checkpoints.restore_latest(
+                    self.state, self.layout.state_shardings(self.state), self.say
+                )
+                if _step_of(self.state) >= config.steps:
                     self.say(f"complete  all {config.steps} updates are done")
+                    self.state = self.layout.gather(self.state)
                     return False
-                self.say(f"resuming  at step {int(self.state.step)}")
-            elif config.init == "data":
-                self.state = normalised_on_data(self.state)
-            _write_config(self.folder, config)
-            batches = train_stream(config, config.batch_size)
+                self.say(f"resuming  at step {_step_of(self.state)}")
+            elif config.init == "data" and config.init_from is None:
+                self.state = self.layout.place(normalised_on_data(self.layout.gather(self.state)))
+            if self.is_main:
+                write_config(self.folder, config)
+            batches = train_stream(config, config.batch_size, sharded=True)
+            stack.callback(batches.close)
+            processes.require_agreement(
+                "the configuration or the data",
+                f"{batches.get_state()['data']} {json.dumps(configs.to_dict(config))}",
+            )
             if iterator_state is not None:
                 batches.set_state(iterator_state)
-            records = Records(self.folder, int(self.state.step))
-            try:
-                self._updates(batches, checkpoints, records, caught)
-            finally:
-                records.close()
-                batches.close()
+            first = _step_of(self.state)
+            records = Records(self.folder, first) if self.is_main else Silence()
+            stack.callback(records.close)
+            self._updates(batches, checkpoints, records, caught, stack)
         for split, stream in (("training", batches), ("held-out", self.held_out)):
             if stream.skipped:
                 name, reason = next(iter(stream.skipped.items()))
@@ -151,52 +232,73 @@ class Run:
         self,
         batches: pipeline.TrainBatches,
         checkpoints: Checkpoints,
-        records: Records,
+        records: Records | Silence,
         caught: list[int],
+        stack: ExitStack,
     ) -> None:
         config, layout = self.config, self.layout
-        step_fn = layout.compile(train_step, donate=True, debug=config.debug)
-        first = step = int(self.state.step)
+        first = step = _step_of(self.state)
         state = layout.replicate(self.state)
-        log = _MetricLog(config, records, Progress(config.steps, self.say), checkpoints, first)
+        self.state = None  # one copy less in the devices' memory
+        live = None if self.is_main else False
+        progress = Progress(config.steps, self.say, live=live)
+        self.log = log = MetricLog(config, records, progress, checkpoints, first)
+        trace = _Trace(self.folder / "profile" if self.launch.profile and self.is_main else None)
+        stack.callback(trace.close)  # also where a run is shorter
         self.say("compiling the step (once)")
         while step < config.steps:
             started = time.perf_counter()
             batch = next(batches)
             waited = time.perf_counter() - started
+            if jax.process_count() > 1:
+                # Signals reach processes at different moments; through the step they all learn of
+                # one after the same update.
+                rows = len(batch["pixels"])
+                batch = {**batch, "stop": np.full(rows, bool(caught), np.float32)}
+            trace.before(step - first)
             try:
-                state, metrics = step_fn(state, layout.shard(batch), self.train_key)
+                state, metrics = self._step(state, layout.shard(batch), self.train_key)
             except checkify.JaxRuntimeError as error:  # only with --debug
                 log.flush()
                 raise NonFiniteLoss(log.diagnosis(step + 1, str(error).splitlines()[0])) from error
+            trace.after(step - first, metrics)
             step += 1
-            log.add(step, layout.first(metrics), waited)
-            evaluating = _due(step, config.eval_every, config.steps)
-            if evaluating:
+            arrived = log.add(step, layout.first(metrics), waited)
+            measures = None
+            if _due(step, config.eval_every, config.steps):
                 log.flush()
-                self._evaluate(state, step, records, log)
+                measures = self._evaluate(state, step, records, log)
             # Read once, after all that takes time: what is promised below must have been saved.
-            stopping = bool(caught)
+            if jax.process_count() > 1:
+                stopping = arrived is not None and arrived.get("stop", 0.0) > 0.0
+            else:
+                stopping = bool(caught)
             save = _due(step, config.checkpoint_every, config.steps) or stopping
-            if save:
+            if save or (measures is not None and checkpoints.is_better(measures)):
                 log.flush()
                 records.flush()
-                checkpoints.save(layout.first(state), batches.get_state())
+                checkpoints.save(layout.stored(state), batches.get_state(), measures)
+                log.restart_clock()
+            elif measures is not None:
+                log.restart_clock()
+            checkpoints.check()
             if stopping and step < config.steps:
                 checkpoints.wait()
+                number = caught[0] if caught else signal.SIGTERM
                 raise Stopped(
-                    f"stopped by {signal.Signals(caught[0]).name} after step {step}; "
+                    f"stopped by {signal.Signals(number).name} after step {step}; "
                     "the same command goes on from there",
-                    caught[0],
+                    number,
                 )
-            if save or evaluating:
-                log.restart_clock()
-        self.state = layout.first(state)
+        checkpoints.wait()
+        self.state = layout.gather(layout.stored(state))
         self.say(f"trained   {config.steps - first} updates in {duration(log.training_seconds)}")
 
     # --- Evaluation and pictures ----------------------------------------------------------------
 
-    def _evaluate(self, state: Any, step: int, records: Records, log: "_MetricLog") -> None:
+    def _evaluate(
+        self, state: Any, step: int, records: Records | Silence, log: MetricLog
+    ) -> dict[str, Any]:
         result = self._eval(state, self.held_out, self.eval_key)
         log.clear_line()
         self.say(
@@ -206,17 +308,55 @@ class Run:
             f"perplexity {result['code_perplexity']:.0f}"
         )
         records.write(step, "validation", result)
-        sheet = self._sheet(self.layout.first(state))
-        figures.save_png(self.folder / "reconstructions" / f"step_{step:07d}.png", sheet, scale=3)
-        records.image(step, "reconstructions", sheet)
+        # Only what pictures are made with: the rest need not be gathered.
+        averaged = state.replace(params=None, opt_state=None, loss_scale=None)
+        averaged = self.layout.gather(self.layout.stored(averaged))
+        if self.is_main:
+            sheet = self._sheet(averaged)
+            name = f"step_{step:07d}.png"
+            figures.save_png(self.folder / "reconstructions" / name, sheet, scale=3)
+            records.image(step, "reconstructions", sheet)
+        return result
 
     def _sheet(self, state: TrainState) -> np.ndarray:
         if self._shown is None:
-            crops = stack_crops(self.held_out)
+            crops = stack_crops(held_out(self.config))
             spread = np.linspace(0, len(crops) - 1, _SHEET).round().astype(int)
             self._shown = crops[np.unique(spread)]
         chosen = self._shown
         return figures.grid([chosen, np.asarray(reconstruct(state, chosen))], limit=_SHEET)
+
+
+_LESS_MEMORY = (
+    "take a smaller --batch-size, compute it in parts (--accumulate), recompute activations "
+    "(--model.remat), or spread the state over several devices (--fsdp)"
+)
+
+
+class _Trace:
+    """A JAX profiler trace of a few updates; nothing without a folder."""
+
+    def __init__(self, folder: Path | None):
+        self._folder = folder
+        self._running = False
+
+    def before(self, number: int) -> None:
+        """To be called before the ``number``-th update of this start."""
+        if self._folder is not None and number == _PROFILED.start:
+            jax.profiler.start_trace(self._folder)
+            self._running = True
+
+    def after(self, number: int, metrics: Any) -> None:
+        """To be called after it, with something that it computes."""
+        if self._running and number >= _PROFILED.stop - 1:
+            jax.block_until_ready(metrics)
+            self.close()
+
+    def close(self) -> None:
+        """Writes the trace, if one runs."""
+        if self._running:
+            self._running = False
+            jax.profiler.stop_trace()
 
 
 def normalised_on_data(state: TrainState) -> TrainState:
@@ -228,129 +368,8 @@ def normalised_on_data(state: TrainState) -> TrainState:
     return state.replace(params=params, ema_params=jax.tree.map(jnp.copy, params))
 
 
-def training_crops(config: TrainConfig, count: int) -> np.ndarray:
-    """The first crops of the training stream at that batch size: uint8 [count, S, S, C]."""
-    batches = train_stream(config, count)
-    crops = next(batches)["pixels"]
-    batches.close()
-    return crops
-
-
-def train_stream(config: TrainConfig, batch_size: int) -> pipeline.TrainBatches:
-    """The configuration's training crops in batches of another size."""
-    return pipeline.train_batches(
-        config.data,
-        image_size=config.image_size,
-        batch_size=batch_size,
-        seed=config.seed,
-        channels=config.model.channels,
-        min_crop=config.min_crop,
-        data_dir=config.data_dir,
-    )
-
-
-def held_out(
-    config: TrainConfig,
-    data: str | None = None,
-    *,
-    batch_size: int | None = None,
-    limit: int | None = None,
-) -> pipeline.EvalBatches:
-    """The held-out crops of a configuration, or those of other ``data`` cut in the same way."""
-    return pipeline.eval_batches(
-        data or config.data,
-        image_size=config.image_size,
-        batch_size=batch_size or config.batch_size,
-        channels=config.model.channels,
-        data_dir=config.data_dir,
-        limit=limit or config.eval_images,
-        grid_scale=config.eval_scale,
-    )
-
-
-def stack_crops(batches: pipeline.EvalBatches, limit: int | None = None) -> np.ndarray:
-    """The crops of masked batches without padding: uint8 [N, H, W, C]."""
-    rows = [batch["pixels"][batch["mask"] > 0] for batch in batches]
-    return np.concatenate(rows)[:limit]
-
-
-class _MetricLog:
-    """Takes every update's metrics from the devices, a little late, and checks the loss."""
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        records: Records,
-        progress: Progress,
-        checkpoints: Checkpoints,
-        first: int,
-    ):
-        self._config = config
-        self._records = records
-        self._progress = progress
-        self._checkpoints = checkpoints
-        self._pending: list[tuple[int, dict[str, jax.Array], float]] = []
-        self._last_good = first
-        self._clock = time.perf_counter()
-        self._rate = 0.0
-        self.training_seconds = 0.0
-
-    def add(self, step: int, metrics: dict[str, jax.Array], waited: float) -> None:
-        self._pending.append((step, metrics, waited))
-        if len(self._pending) > _IN_FLIGHT:
-            jax.block_until_ready(self._pending[-1 - _IN_FLIGHT][1]["loss"])
-        if time.perf_counter() - self._clock > _FLUSH_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Brings all metrics to the host and writes them."""
-        if not self._pending:
-            return
-        fetched = jax.device_get([metrics for _, metrics, _ in self._pending])
-        now = time.perf_counter()
-        elapsed = now - self._clock
-        self._clock = now
-        self.training_seconds += elapsed
-        rate = len(fetched) * self._config.batch_size / elapsed
-        # The first updates carry the compilation; later rates are smoothed for the time left.
-        self._rate = 0.7 * self._rate + 0.3 * rate if self._rate else rate
-        waiting = sum(waited for _, _, waited in self._pending) / elapsed
-        for (step, _, _), metrics in zip(self._pending, fetched, strict=True):
-            values = {name: float(value) for name, value in metrics.items()}
-            values |= {"images_per_second": rate, "data_wait_share": min(waiting, 1.0)}
-            # A finite loss with an infinite gradient is the last good loss: the update ruins the
-            # parameters, and a checkpoint of them would be worthless.
-            for name in ("loss", "grad_norm"):
-                if not np.isfinite(values[name]):
-                    self._records.write(step, "train", values)
-                    what = {"loss": "the loss", "grad_norm": "the gradient's norm"}[name]
-                    raise NonFiniteLoss(self.diagnosis(step, f"{what} is {values[name]}"))
-            self._last_good = step
-            if step % self._config.log_every == 0 or step in (1, self._config.steps):
-                self._records.write(step, "train", values)
-        self._pending.clear()
-        left = (self._config.steps - step) * self._config.batch_size / self._rate
-        self._progress.show(step, rate, left, values)
-
-    def diagnosis(self, step: int, finding: str) -> str:
-        """The message of a run that cannot go on."""
-        saved = self._checkpoints.latest
-        where = (
-            f"the last checkpoint is of step {saved} in {self._checkpoints.folder}"
-            if saved is not None
-            else "there is no checkpoint yet"
-        )
-        return (
-            f"{finding} at step {step}; the last good step is {self._last_good}, {where}. "
-            "Try a smaller step size, a slower temperature schedule, or --debug"
-        )
-
-    def restart_clock(self) -> None:
-        """Leaves the time since the last flush (evaluation, checkpoint) out of the rate."""
-        self._clock = time.perf_counter()
-
-    def clear_line(self) -> None:
-        self._progress.clear()
+def _step_of(state: Any) -> int:
+    return int(state.step.addressable_data(0))
 
 
 def _due(step: int, every: int, last: int) -> bool:
@@ -377,73 +396,3 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-# --- The run directory --------------------------------------------------------------------------
-
-
-def _check_folder(folder: Path, config: TrainConfig) -> None:
-    """Refuses a folder that holds another run, or something else."""
-    if folder.exists() and not folder.is_dir():
-        raise RunError(f"run directory {folder} is a file; choose another --run-dir")
-    saved = folder / "config.json"
-    if saved.exists():
-        saved_config = read_config(folder)
-        lines = configs.differences(saved_config, config)
-        if lines and saved_config.steps != config.steps:
-            lines.append("--steps changes schedules that last the whole run")
-        if lines:
-            raise RunError(
-                f"{folder} holds a run of another configuration ({'; '.join(lines)}); "
-                "choose another --run-dir, or give the same options to resume"
-            )
-    elif folder.is_dir() and any(p.name != _CONFIG_PART for p in folder.iterdir()):
-        raise RunError(f"{folder} is not empty and holds no run; choose another --run-dir")
-
-
-def _write_config(folder: Path, config: TrainConfig) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / _CONFIG_PART
-    part.write_text(json.dumps(configs.to_dict(config), indent=2) + "\n", encoding="utf-8")
-    os.replace(part, folder / "config.json")
-
-
-def read_config(folder: Path) -> TrainConfig:
-    """The configuration of a run directory.
-
-    Raises:
-      RunError: there is none, or it cannot be read.
-    """
-    path = folder / "config.json"
-    try:
-        return configs.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise RunError(f"{folder} is not a run directory: it has no config.json") from None
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be read: {error}") from None
-
-
-def _keys(config: TrainConfig) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Keys of the initial parameters, of training and of evaluation."""
-    init, train, evaluation = jax.random.split(jax.random.key(config.seed), 3)
-    return init, train, evaluation
-
-
-def evaluation_key(config: TrainConfig) -> jax.Array:
-    """The key of all chance in an evaluation of a run, the same at every step."""
-    return _keys(config)[2]
-
-
-def load(folder: Path, say: Callable[[str], None] = lambda line: None) -> TrainState:
-    """The state of a run's latest checkpoint, on one device.
-
-    Raises:
-      RunError: not a run directory.
-      CheckpointError: no complete checkpoint, or a damaged one.
-    """
-    config = read_config(folder).resolved()
-    shapes = jax.eval_shape(lambda key: create_state(config, key), jax.random.key(0))
-    with Checkpoints(folder / "checkpoints", create=False) as checkpoints:
-        state, _ = checkpoints.restore(shapes)
-    say(f"{folder}: step {int(state.step)}")
-    return state

@@ -30,6 +30,7 @@ from logit_laplace_jax.training.evaluate import (
     summary,
 )
 from logit_laplace_jax.training.state import TrainState
+from logit_laplace_jax.training.streams import held_out
 
 POINTS = ("median", "mean", "sample")
 """Reconstructions: of the 8-bit value's distribution given the hard codes."""
@@ -57,15 +58,15 @@ def measure_step(
       size: what of an image counts; None: all.
 
     Returns:
-      The rows of :func:`logit_laplace_jax.training.evaluate.basic_rows`; ``psnr_R``, ``ssim_R``,
-      ``ms_ssim_R``, ``mae_R`` for R of POINTS; ``values_P``, ``mass_P``, ``square_P``,
+      The rows of :func:`logit_laplace_jax.training.evaluate.basic_rows`; ``mask``; ``psnr_R``,
+      ``ssim_R``, ``ms_ssim_R``, ``mae_R`` for R of POINTS; ``values_P``, ``mass_P``, ``square_P``,
       ``absolute_P`` for P edges and flat, sums over an image; and the sums ``code_counts`` and
       ``pit_counts``.
     """
     p = both_passes(state, batch, key, size)
     likelihood, stats = p.hard
     original = p.pixels.astype(jnp.float32) / 255.0
-    rows = basic_rows(p)
+    rows = basic_rows(p) | {"mask": batch["mask"]}
     images = reconstructions(likelihood, stats, key, batch["id"])
     for name, image in images.items():
         rows[f"psnr_{name}"] = metrics.psnr(metrics.mean_squared_error(image, original))
@@ -173,8 +174,9 @@ def measure_run(
     edge_maps: Path | None = None,
     limit: int | None = None,
     batch_size: int | None = None,
+    checkpoint: str = "latest",
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Evaluates a run's latest checkpoint in full.
+    """Evaluates a checkpoint of a run in full.
 
     Args:
       folder: the run directory.
@@ -185,6 +187,7 @@ def measure_run(
       edge_maps: a folder of boundary maps named like the images; needs ``whole`` at full size.
       limit: at most so many crops (images, if whole); None: the run's own limit.
       batch_size: images at a time, over all devices; None: the run's; 1 for whole images.
+      checkpoint: latest, best or a number of updates (see :func:`loop.load`).
 
     Returns:
       The numbers (:func:`measures`, with ``step``, ``likelihood`` and ``data``), and pictures of
@@ -200,7 +203,7 @@ def measure_run(
         raise ValueError("crops are cut at the run's own scale: give --whole with --scale")
     if edge_maps is not None and scale not in (None, 1.0):
         raise ValueError("boundary maps have the size of their images: leave out --scale")
-    state = loop.load(folder)
+    state = loop.load(folder, checkpoint=checkpoint)
     config = state.config
     size = batch_size or (jax.device_count() if whole else config.batch_size)
     divides = size % jax.device_count() == 0
@@ -219,7 +222,7 @@ def measure_run(
         if edge_maps is not None:
             batches = _WithEdges(batches, edges.BoundaryMaps(edge_maps))
     else:
-        batches = loop.held_out(config, data, batch_size=size, limit=limit)
+        batches = held_out(config, data, batch_size=size, limit=limit)
     evaluator = Evaluator(layout, config, measure_step, measures)
     key = loop.evaluation_key(config)
     result = evaluator(layout.replicate(state), batches, key)

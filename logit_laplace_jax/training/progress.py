@@ -24,13 +24,20 @@ class Progress:
       total: updates of the whole run.
       say: where whole lines go.
       every: seconds between lines where the output is not a terminal.
+      live: rewrite one line; None: if the output is a terminal.
     """
 
-    def __init__(self, total: int, say: Callable[[str], None], every: float = 15.0):
+    def __init__(
+        self,
+        total: int,
+        say: Callable[[str], None],
+        every: float = 15.0,
+        live: bool | None = None,
+    ):
         self._total = total
         self._say = say
         self._every = every
-        self._live = sys.stdout.isatty()
+        self._live = sys.stdout.isatty() if live is None else live
         self._printed = time.monotonic()
         self._width = 0
 
@@ -44,8 +51,12 @@ class Progress:
         parts = "  ".join(f"{k} {metrics[k]:.3f}" for k in ("loss", "nll", "kl"))
         line = (
             f"step {step}/{self._total}  {100 * step // self._total:3d} %  {rate:.0f} images/s  "
-            f"{duration(seconds_left)} left  {parts}"
+            f"{duration(seconds_left)} left  {parts}  "
+            f"waiting for images {100 * metrics['data_wait_share']:.0f} %"
         )
+        if "skipped_steps" in metrics:
+            line += f"  loss scale {metrics['loss_scale']:g}"
+            line += f"  skipped {metrics['skipped_steps']:.0f}"
         if self._live:
             sys.stdout.write("\r" + line.ljust(self._width))
             sys.stdout.flush()

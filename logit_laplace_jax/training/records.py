@@ -81,6 +81,22 @@ class Records:
             self._board.close()
 
 
+class Silence:
+    """The records of a process that writes none: of a run's processes only the first one does."""
+
+    def write(self, step: int, split: str, values: dict[str, float]) -> None:
+        """Drops a line."""
+
+    def image(self, step: int, name: str, picture: np.ndarray) -> None:
+        """Drops a picture."""
+
+    def flush(self) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
 def read(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

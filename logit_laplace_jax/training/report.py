@@ -12,8 +12,9 @@ from logit_laplace_jax.data.sources import open_source
 from logit_laplace_jax.evaluation import baselines, figures, metrics
 from logit_laplace_jax.training.config import TrainConfig
 from logit_laplace_jax.training.evaluate import reconstruct
-from logit_laplace_jax.training.loop import Run, stack_crops, training_crops
+from logit_laplace_jax.training.loop import Run
 from logit_laplace_jax.training.state import TrainState
+from logit_laplace_jax.training.streams import held_out, stack_crops, training_crops
 
 _WHOLE_IMAGES = 4
 _LONGEST_SIDE = 512
@@ -38,7 +39,7 @@ def finish(run: Run, trained: bool = True) -> None:
         whole_images(run)
         values_per_crop = config.image_size**2 * config.model.channels
         count = max(1, min(_BASELINE_CROPS, _BASELINE_VALUES // values_per_crop))
-        table, values = compare(config, run.state, stack_crops(run.held_out, count))
+        table, values = compare(config, run.state, stack_crops(held_out(config), count))
         run.say("")
         for line in table:
             run.say(line)

@@ -41,14 +41,12 @@ def log_scale_of(likelihood: Likelihood, mean_moment: Array) -> Array:
     return jnp.maximum(jnp.log(jnp.maximum(mean_moment, tiny)) / family.scale_power, floor)
 
 
-def batch_log_scale(
+def batch_moment(
     likelihood: Likelihood, pixels: Array, stats: Array, axis_name: str | None
 ) -> Array:
-    """ln of the batch's best scale, over all devices of ``axis_name``; no gradient goes through."""
+    """The mean moment of a batch, over all devices of ``axis_name``; no gradient goes through."""
     moment = lax.stop_gradient(cast(Any, likelihood).optimal_scale_moment(pixels, stats)).mean()
-    if axis_name is not None:
-        moment = lax.pmean(moment, axis_name)
-    return log_scale_of(likelihood, moment)
+    return moment if axis_name is None else lax.pmean(moment, axis_name)
 
 
 def at_log_scale(

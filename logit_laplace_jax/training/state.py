@@ -9,6 +9,7 @@ import optax
 from jax import Array
 
 from logit_laplace_jax.models.dvae import init_params
+from logit_laplace_jax.training import precision
 from logit_laplace_jax.training.config import TrainConfig
 
 
@@ -20,6 +21,7 @@ class TrainState(flax.struct.PyTreeNode):
       params: float32 parameter tree of the DVAE.
       ema_params: its exponential moving average, which evaluation uses.
       opt_state: optax's state.
+      loss_scale: the loss's factor, with precision float16; else None.
       config: the run's resolved configuration.
     """
 
@@ -27,15 +29,17 @@ class TrainState(flax.struct.PyTreeNode):
     params: Any
     ema_params: Any
     opt_state: Any
+    loss_scale: precision.LossScale | None
     config: TrainConfig = flax.struct.field(pytree_node=False)
 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """AdamW with the configuration's schedule of the step size."""
+    """AdamW for a step size of 1: the step multiplies by its schedule.
+
+    So the schedule follows the run's own count of updates, also where float16 skips one.
+    """
     o = config.optimizer
-    return optax.adamw(
-        config.learning_rate, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay
-    )
+    return optax.adamw(1.0, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay)
 
 
 def create_state(config: TrainConfig, key: Array) -> TrainState:
@@ -59,6 +63,11 @@ def create_state(config: TrainConfig, key: Array) -> TrainState:
         # A copy: the step donates its input, and one buffer cannot be donated twice.
         ema_params=jax.tree.map(jnp.copy, params),
         opt_state=make_optimizer(config).init(params),
+        loss_scale=(
+            precision.initial(config.optimizer.loss_scale)
+            if config.precision == "float16"
+            else None
+        ),
         config=config,
     )
 

@@ -21,7 +21,7 @@ from jax.experimental import checkify
 from logit_laplace_jax import pixels as pixel_maps
 from logit_laplace_jax.models import bottleneck
 from logit_laplace_jax.models.dvae import DVAE, DVAEOutput
-from logit_laplace_jax.training import scale
+from logit_laplace_jax.training import precision, scale
 from logit_laplace_jax.training.config import TrainConfig
 from logit_laplace_jax.training.state import TrainState, make_optimizer
 
@@ -69,6 +69,7 @@ def reconstruction_loss(
     config: TrainConfig,
     indices: Array,
     axis_name: str | None,
+    log_scale: Array | None = None,
 ) -> tuple[Array, Array]:
     """The mean negative log likelihood of a batch, and the share of values at the scale's floor.
 
@@ -79,13 +80,16 @@ def reconstruction_loss(
       config: objective, likelihood and options.
       indices: int32 [B], the examples' places in the global batch.
       axis_name: the mapped axis that an optimal scale is taken over, or None.
+      log_scale: ln of the optimal scale, where it is that of more examples than these.
 
     Returns:
       Two float32 scalars: nats a value of the density (or mass), and a share in [0, 1].
     """
     likelihood = config.build_likelihood()
     if scale.is_optimal(likelihood):
-        log_scale = scale.batch_log_scale(likelihood, pixels, stats, axis_name)
+        if log_scale is None:
+            moment = scale.batch_moment(likelihood, pixels, stats, axis_name)
+            log_scale = scale.log_scale_of(likelihood, moment)
         likelihood, stats = scale.at_log_scale(likelihood, stats, log_scale)
     if config.objective == "mass":
         losses = -likelihood.log_mass(pixels, stats)
@@ -110,6 +114,7 @@ def elbo_loss(
     config: TrainConfig,
     indices: Array,
     axis_name: str | None = None,
+    log_scale: Array | None = None,
 ) -> tuple[Array, Metrics]:
     """The mean objective of a batch, in nats a value.
 
@@ -121,6 +126,7 @@ def elbo_loss(
       config: the run's resolved configuration.
       indices: int32 [B], the examples' places in the global batch.
       axis_name: the mapped axis that the batch is spread over, or None.
+      log_scale: ln of the optimal scale, where it is that of more examples than these.
 
     Returns:
       The scalar objective, and scalars: ``nll`` (nats a value: of the density, or of the mass with
@@ -132,7 +138,9 @@ def elbo_loss(
     beta, temperature = config.beta(step), config.temperature(step)
     out = forward(params, pixels, temperature, key, config, indices)
     # Sums over an image, then the mean over images: the same number on any number of devices.
-    nll, floor_share = reconstruction_loss(pixels, out.stats, key, config, indices, axis_name)
+    nll, floor_share = reconstruction_loss(
+        pixels, out.stats, key, config, indices, axis_name, log_scale
+    )
     kl = bottleneck.kl_to_uniform(out.logits).mean()
     tokens_per_value = out.logits.shape[1] * out.logits.shape[2] / (height * width * channels)
     loss = nll + beta * tokens_per_value * kl
@@ -146,47 +154,126 @@ def elbo_loss(
     }
 
 
+def gradients(
+    state: TrainState, pixels: Array, key: Array, axis_name: str | None, shards: int
+) -> tuple[Array, Metrics, Any]:
+    """Objective, metrics and gradients of this device's part of a batch, in one piece or in parts.
+
+    Args:
+      state: the state.
+      pixels: uint8 [B, H, W, C].
+      key: random key of this step.
+      axis_name: the mapped axis that the batch is spread over, or None.
+      shards: equal runs of rows that lie on one device each; more than 1 under a mesh.
+
+    Returns:
+      Means over the examples. With a loss scale the gradients are still multiplied by it.
+    """
+    config = state.config
+    factor = jnp.float32(1.0) if state.loss_scale is None else state.loss_scale.factor
+
+    def objective(params: Any, *args: Any) -> tuple[Array, tuple[Array, Metrics]]:
+        if config.freeze != "none":  # and so nothing is computed for its gradient
+            params = {**params, config.freeze: lax.stop_gradient(params[config.freeze])}
+        loss, metrics = elbo_loss(params, *args)
+        return loss * factor, (loss, metrics)
+
+    def part(pixels: Array, indices: Array, log_scale: Array | None) -> tuple[Array, Metrics, Any]:
+        (_, (loss, metrics)), grads = jax.value_and_grad(objective, has_aux=True)(
+            state.params, pixels, key, state.step, config, indices, axis_name, log_scale
+        )
+        return loss, metrics, grads
+
+    indices = global_indices(pixels.shape[0], axis_name)
+    parts = config.accumulate
+    if parts == 1:
+        return part(pixels, indices, None)
+
+    def deal(rows: Array) -> Array:
+        # Every device computes some of its own rows in every part: nothing moves between devices.
+        rows = rows.reshape(shards, parts, -1, *rows.shape[1:]).swapaxes(0, 1)
+        return rows.reshape(parts, -1, *rows.shape[3:])
+
+    dealt = deal(pixels), deal(indices)
+    log_scale = None
+    likelihood = config.build_likelihood()
+    if scale.is_optimal(likelihood):  # the whole batch's, which takes a pass of its own
+
+        def moment(rows: tuple[Array, Array]) -> Array:
+            out = forward(
+                state.params, rows[0], config.temperature(state.step), key, config, rows[1]
+            )
+            return scale.batch_moment(likelihood, rows[0], out.stats, axis_name)
+
+        log_scale = scale.log_scale_of(likelihood, lax.map(moment, dealt).mean())
+
+    def add(total: Any, rows: tuple[Array, Array]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, part(*rows, log_scale)), None
+
+    shapes = jax.eval_shape(part, dealt[0][0], dealt[1][0], log_scale)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    total, _ = lax.scan(add, zeros, dealt)
+    loss, metrics, grads = jax.tree.map(lambda leaf: leaf / parts, total)
+    return loss, metrics, grads
+
+
 def train_step(
-    state: TrainState, batch: dict[str, Array], key: Array, axis_name: str | None = None
+    state: TrainState,
+    batch: dict[str, Array],
+    key: Array,
+    axis_name: str | None = None,
+    shards: int = 1,
 ) -> tuple[TrainState, Metrics]:
     """One update.
 
     Args:
       state: the state; meant to be donated.
-      batch: ``{"pixels": uint8 [B, H, W, C]}``, this device's part of the global batch.
+      batch: ``{"pixels": uint8 [B, H, W, C]}``, this device's part of the global batch; computed in
+        ``state.config.accumulate`` parts. Other entries, float32 [B], become metrics by their mean.
       key: the run's key, the same at every step and on every device; the step is folded in.
       axis_name: the mapped axis over whose devices gradients and metrics are averaged
         (``lax.pmean``); None on one device, or where the compiler sees the whole batch.
+      shards: where the compiler sees the whole batch, the devices that it lies on.
 
     Returns:
       The next state and the metrics of this update, scalars that are equal on all devices:
       ``loss``, ``nll``, ``kl``, ``floor_share``, ``beta``, ``temperature``, ``learning_rate``,
-      ``grad_norm``.
+      ``grad_norm``; with a loss scale also ``loss_scale`` (that of this update), ``skipped`` (1 if
+      the gradients were not finite: then only the step and the loss scale change) and
+      ``skipped_steps`` (since the start).
     """
-    config = state.config
-    pixels = batch["pixels"]
-    (loss, metrics), grads = jax.value_and_grad(elbo_loss, has_aux=True)(
-        state.params,
-        pixels,
-        jax.random.fold_in(key, state.step),
-        state.step,
-        config,
-        global_indices(pixels.shape[0], axis_name),
-        axis_name,
+    config, optimizer = state.config, make_optimizer(state.config)
+    loss, metrics, grads = gradients(
+        state, batch["pixels"], jax.random.fold_in(key, state.step), axis_name, shards
     )
+    metrics |= {name: rows.mean() for name, rows in batch.items() if name != "pixels"}
     if axis_name is not None:
         grads, loss, metrics = lax.pmean((grads, loss, metrics), axis_name)
-    updates, opt_state = make_optimizer(config).update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    if state.loss_scale is not None:
+        factor = state.loss_scale.factor
+        grads = jax.tree.map(lambda g: g / factor, grads)
+    rate = config.learning_rate(state.step)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    if config.freeze != "none":  # its gradient is zero, but weight decay would move it
+        updates = {**updates, config.freeze: jax.tree.map(jnp.zeros_like, updates[config.freeze])}
+    params = optax.apply_updates(state.params, jax.tree.map(lambda u: rate * u, updates))
     decay = config.optimizer.ema_decay
     ema_params = jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), state.ema_params, params)
     metrics = {
         "loss": loss,
         **metrics,
-        "learning_rate": config.learning_rate(state.step),
+        "learning_rate": rate,
         "grad_norm": optax.tree.norm(grads),
     }
-    next_state = state.replace(
-        step=state.step + 1, params=params, ema_params=ema_params, opt_state=opt_state
-    )
-    return next_state, metrics
+    after = state.replace(params=params, ema_params=ema_params, opt_state=opt_state)
+    if state.loss_scale is not None:
+        finite = precision.all_finite(grads)
+        after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
+        growth = config.optimizer.loss_scale_growth
+        after = after.replace(loss_scale=precision.adjusted(state.loss_scale, finite, growth))
+        metrics |= {
+            "loss_scale": state.loss_scale.factor,
+            "skipped": 1.0 - finite.astype(jnp.float32),
+            "skipped_steps": after.loss_scale.skipped.astype(jnp.float32),
+        }
+    return after.replace(step=state.step + 1), metrics

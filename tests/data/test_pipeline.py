@@ -1,13 +1,17 @@
 """Batches: determinism, resuming, sharding, threads, bad images."""
 
+import hashlib
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from logit_laplace_jax.data import errors, pipeline, sources
+from logit_laplace_jax.data import errors, pipeline, skipped, sources
+from logit_laplace_jax.data.augment import eval_crop
 from logit_laplace_jax.data.sources import Source
 
 
@@ -110,6 +114,16 @@ def test_a_state_of_other_data_is_refused():
         other.set_state(state)
 
 
+def test_the_fingerprint_is_a_hash_of_options_and_names():
+    """Saved places in the data hold it, so its value must stay from version to version."""
+    source = make_source(5000)  # more than are hashed at once
+    digest = hashlib.sha256(repr((5000, 3, 16, 4, 1, 1.0)).encode())
+    for i in range(5000):
+        digest.update(f"image{i}".encode() + b"\0")
+    batches = pipeline.train_batches(source, image_size=16, batch_size=4, seed=1)
+    assert batches.get_state()["data"] == digest.hexdigest()[:16]
+
+
 def test_bad_images_are_named_once_counted_and_replaced(caplog):
     source = make_source(bad=(1,), small=(5,))
     batches = pipeline.train_batches(source, image_size=16, batch_size=8, seed=0)
@@ -140,6 +154,69 @@ def test_one_good_image_among_many_bad_ones_is_enough():
     assert take(batches, 3).shape == (3, 4, 16, 16, 3)
     # How many it came across on the way depends on the draws.
     assert 100 <= len(batches.skipped) <= 299
+
+
+def big_source(count, good=(), reads=None):
+    def read(i):
+        if reads is not None:
+            reads.append(i)
+        return np.full((20, 20), i % 251, np.uint8) if i in good else b"junk"
+
+    return Source("big", "train", read=read, name=str, count=count)
+
+
+def test_a_large_source_of_bad_images_ends_soon(monkeypatch):
+    monkeypatch.setattr(pipeline, "_MOST_TRIES", 500)
+    reads = []
+    batches = pipeline.train_batches(
+        big_source(20_000, reads=reads), image_size=16, batch_size=4, seed=0, threads=0
+    )
+    with pytest.raises(errors.DataError, match=r"none of 500 images drawn from the 20000 of big"):
+        next(batches)
+    # The image asked for, 32 draws and 500 more; each one that is drawn twice is tried once.
+    assert len(reads) == len(set(reads)) <= 533
+
+
+def test_few_good_images_of_many_are_found(monkeypatch):
+    monkeypatch.setattr(pipeline, "_MOST_TRIES", 1000)
+    good = set(range(0, 20_000, 100))
+    reads = []
+    source = big_source(20_000, good, reads)
+    batches = pipeline.train_batches(source, image_size=16, batch_size=4, seed=0, threads=0)
+    values = set(take(batches, 20).reshape(80, -1)[:, 0])
+    assert values <= {i % 251 for i in good}
+    assert len(values) > 40  # 80 draws of 200 images.
+    bad = [i for i in reads if i not in good]
+    assert len(bad) == len(set(bad)) == len(batches.skipped)
+
+
+def test_checking_a_large_source_is_bounded_and_spread(monkeypatch):
+    monkeypatch.setattr(pipeline, "_MOST_TRIES", 50)
+    reads = []
+    source = big_source(2001, reads=reads)
+    monkeypatch.setattr(pipeline, "open_source", lambda *args, **options: source)
+    with pytest.raises(errors.DataError, match="none of the 49 tried of the 2001 images"):
+        pipeline.check_source("big", image_size=16)
+    assert reads == list(range(0, 2001, 41))
+
+
+def test_the_skipped_images_are_listed_anew_only_when_there_are_more():
+    named = []
+
+    def name(i):
+        named.append(i)
+        return f"image{i}"
+
+    source = Source("many", "train", read=lambda i: b"", name=name, count=10**6)
+    many = skipped.Skipped(source, 10**6)
+    for i in range(100):
+        many.add(99 - i, errors.UnreadableImage("the file is empty"))
+    assert len(named) == 20  # in the log
+    assert list(many.as_dict()) == [f"image{i}" for i in range(100)]
+    assert len(named) == 120
+    many.as_dict()["another"] = "not ours"
+    assert "another" not in many.as_dict()
+    assert len(named) == 120
 
 
 @pytest.mark.parametrize("threads", [0, 2])
@@ -177,6 +254,59 @@ def test_large_seeds_and_one_image():
         assert train(make_source(1), seed=seed, count=3).shape == (3, 8, 16, 16, 3)
 
 
+# --- decoding ahead --------------------------------------------------------------------------
+
+
+def slow_source(seconds, enough, reached):
+    lock, reads = threading.Lock(), []
+
+    def read(i):
+        time.sleep(seconds)
+        with lock:
+            reads.append(i)
+            if len(reads) >= enough:
+                reached.set()
+        return np.full((20, 20), i, np.uint8)
+
+    return Source("slow", "train", read=read, name=str, count=200, cache_mib=0)
+
+
+@pytest.mark.parametrize("evaluating", [False, True])
+def test_batches_are_decoded_while_nobody_asks(evaluating):
+    reached = threading.Event()
+    options = {"image_size": 16, "batch_size": 8, "threads": 2}
+    source = slow_source(0.0, 16, reached)
+    if evaluating:
+        batches = iter(pipeline.eval_batches(source, **options))
+    else:
+        batches = pipeline.train_batches(source, seed=0, **options)
+    next(batches)
+    # One batch was taken; only decoding ahead can bring another one. A minute is for ever.
+    assert reached.wait(60)
+    batches.close()
+
+
+def test_threads_wait_for_slow_images_together():
+    options = {"image_size": 16, "batch_size": 4, "seed": 0, "threads": 8}
+    batches = pipeline.train_batches(slow_source(0.02, 1, threading.Event()), **options)
+    started = time.perf_counter()
+    for _ in range(16):
+        next(batches)
+    waited = time.perf_counter() - started
+    batches.close()
+    # One after the other the images alone take 16 · 4 · 0.02 s; eight threads an eighth of that.
+    assert waited < 0.6 * 16 * 4 * 0.02
+
+
+def test_the_default_number_of_threads(monkeypatch):
+    for cores, threads in ((1, 2), (2, 2), (12, 12), (96, 16)):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, n=cores: range(n), raising=False)
+        assert pipeline.default_threads() == threads
+    monkeypatch.delattr("os.sched_getaffinity")
+    monkeypatch.setattr("os.cpu_count", lambda: None)
+    assert pipeline.default_threads() == 2
+
+
 # --- evaluation ------------------------------------------------------------------------------
 
 
@@ -184,14 +314,16 @@ def test_evaluation_is_ordered_padded_and_repeatable():
     source = make_source(7, bad=(3,))
     batches = pipeline.eval_batches(source, image_size=16, batch_size=4)
     first, second = list(batches), list(batches)
-    assert [batch["mask"].tolist() for batch in first] == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    # Image 3 cannot be used, and there is no eighth.
+    assert [batch["mask"].tolist() for batch in first] == [[1, 1, 1, 0], [1, 1, 1, 0]]
     assert first[0]["mask"].dtype == np.float32
-    assert not first[1]["pixels"][2:].any()
-    from logit_laplace_jax.data.augment import eval_crop
-
-    rows = np.concatenate([batch["pixels"] for batch in first])[:6]
-    expected = [eval_crop(source[i], 16) for i in (0, 1, 2, 4, 5, 6)]
-    np.testing.assert_array_equal(rows, expected)
+    rows = np.concatenate([batch["pixels"] for batch in first])
+    used = [0, 1, 2, 4, 5, 6]
+    np.testing.assert_array_equal(rows[used], [eval_crop(source[i], 16) for i in used])
+    assert not rows[[3, 7]].any()
+    ids = np.concatenate([batch["id"] for batch in first])
+    assert not ids[[3, 7]].any()
+    assert len(set(ids[used])) == 6
     for a, b in zip(first, second, strict=True):
         np.testing.assert_array_equal(a["pixels"], b["pixels"])
     assert list(batches.skipped) == ["image3"]
@@ -210,8 +342,80 @@ def test_grid_and_limit(limit):
     assert all(batch["pixels"].shape == (4, 16, 16, 3) for batch in batches)
 
 
+def held_out(source, **options):
+    return pipeline.eval_batches(source, **{"image_size": 16, "batch_size": 8, **options})
+
+
+@pytest.mark.parametrize("grid_scale", [None, 0.8])
+@pytest.mark.parametrize("bad", [(), (0, 3, 8, 9, 10, 11, 12, 13, 14, 15, 20)])
+@pytest.mark.parametrize("limit", [None, 1, 8, 13, 100])
+@pytest.mark.parametrize("shard_count", [2, 8])
+def test_evaluation_shards_put_together_are_the_whole_batches(grid_scale, bad, limit, shard_count):
+    source = make_source(21, bad=bad, small=(5,))
+    options = {"grid_scale": grid_scale, "limit": limit, "threads": 0}
+    if bad and limit == 1 and grid_scale is None:
+        limit = options["limit"] = 2  # Image 0 is bad: see below for what one process says then.
+    whole = list(held_out(source, **options))
+    shards = [
+        list(held_out(source, shard_index=k, shard_count=shard_count, **options))
+        for k in range(shard_count)
+    ]
+    assert {len(shard) for shard in shards} == {len(whole)}
+    for number, batch in enumerate(whole):
+        for key, value in batch.items():
+            together = np.concatenate([shard[number][key] for shard in shards])
+            np.testing.assert_array_equal(together, value)
+            assert together.dtype == value.dtype
+
+
+@pytest.mark.parametrize("limit", [None, 13])
+def test_a_shard_decodes_its_own_images_only(limit):
+    asked = set()
+
+    def read(i):
+        asked.add(i)
+        return np.full((20, 20), i, np.uint8)
+
+    source = Source("own", "validation", read=read, name=str, count=21)
+    list(held_out(source, shard_index=1, shard_count=4, limit=limit))
+    assert asked == ({2, 3, 10, 11, 18, 19} if limit is None else {2, 3, 10, 11})
+
+
+def test_a_limit_counts_images_usable_or_not():
+    masks = [batch["mask"].tolist() for batch in held_out(make_source(21, bad=(1,)), limit=3)]
+    assert masks == [[1, 0, 1, 0, 0, 0, 0, 0]]
+
+
+def test_a_shard_without_usable_images_does_not_stop_alone():
+    everything = held_out(make_source(16, bad=range(16)))
+    for _ in range(2):  # Also when asked again.
+        with pytest.raises(errors.DataError, match="none of the 16 images of made"):
+            list(everything)
+    with pytest.raises(errors.DataError, match="none of the first 4 images of made"):
+        list(held_out(make_source(16, bad=range(4)), limit=4))
+    shard = held_out(make_source(16, bad=range(16)), shard_index=1, shard_count=2)
+    assert [batch["mask"].sum() for batch in shard] == [0, 0]
+    assert len(shard.skipped) == 8
+    # Nor where a limit leaves it all images there are, and the other one nothing but padding.
+    few = {"limit": 4, "shard_count": 2}
+    for k in range(2):
+        shard = held_out(make_source(16, bad=range(4)), shard_index=k, **few)
+        assert [batch["mask"].sum() for batch in shard] == [0]
+    tiles = held_out(make_source(16, bad=range(16)), shard_index=1, shard_count=2, grid_scale=1.0)
+    with pytest.raises(errors.DataError, match="none of the 16"):
+        list(tiles)  # Each process sees all images, so all of them stop.
+
+
 def test_wrong_evaluation_options_are_refused():
-    for wrong in ({"limit": 0}, {"grid_scale": 0.0}, {"grid_scale": 2.0}, {"batch_size": 0}):
+    for wrong in (
+        {"limit": 0},
+        {"grid_scale": 0.0},
+        {"grid_scale": 2.0},
+        {"batch_size": 0},
+        {"shard_count": 3},
+        {"shard_index": 1},
+        {"shard_index": -1, "shard_count": 2},
+    ):
         options = {"image_size": 16, "batch_size": 4, **wrong}
         with pytest.raises(errors.DataError):
             pipeline.eval_batches(make_source(), **options)

@@ -11,7 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from logit_laplace_jax.data import cache, errors, folder, photos, sources
+from logit_laplace_jax.data import cache, errors, photos, sources, tfds_images, walk
 
 
 def write(path, colour=(1, 2, 3), size=(40, 30)):
@@ -76,8 +76,8 @@ def test_links_hidden_files_and_pipes(tmp_path):
     (tmp_path / "a" / "broken.png").symlink_to(tmp_path / "absent")
     os.mkfifo(tmp_path / "a" / "pipe.png")
     (tmp_path / "note.txt").write_text("no image")
-    files = folder._walk(tmp_path)
-    assert [name for name, _ in files] == ["a/broken.png", "a/x.png"]
+    found = walk.walk(str(tmp_path)).files
+    assert [found[i] for i in range(len(found))] == [b"a/broken.png", b"a/x.png"]
 
 
 def test_a_file_name_that_is_no_utf8_can_be_printed(tmp_path):
@@ -382,13 +382,164 @@ def test_what_is_wrong_with_a_name_is_said(tmp_path, name, reason, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_preparation_that_needs_tensorflow_is_refused_before_the_download(tmp_path, monkeypatch):
+# --- TFDS data sets that cannot be prepared --------------------------------------------------
+
+
+@pytest.fixture
+def no_tensorflow(monkeypatch):
     import importlib.util
 
     real = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "tensorflow" else real(name)
     )
-    with pytest.raises(errors.DataError, match=r"pip install -e '\.\[tensorflow\]'"):
-        sources.open_source("tfds:cifar10", "train", data_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["cifar10", "oxford_flowers102", "fashion_mnist", "imagenet2012"])
+@pytest.mark.usefixtures("no_tensorflow")
+def test_a_preparation_that_needs_tensorflow_is_refused_before_the_download(tmp_path, name):
+    with pytest.raises(
+        errors.DataError,
+        match=rf"preparing tfds:{name} needs TensorFlow.*run  pip install -e '\.\[tensorflow\]'  "
+        "and then the same command again",
+    ) as caught:
+        sources.open_source(f"tfds:{name}", "train", data_dir=str(tmp_path))
     assert not list(tmp_path.iterdir())
+    # Of these, only ImageNet's files cannot be downloaded by TFDS.
+    by_hand = f"download by hand into {tmp_path}/downloads/manual: manual_dir should contain two"
+    assert (by_hand in str(caught.value)) == (name == "imagenet2012")
+    assert "ILSVRC2012_img_train.tar" in str(caught.value) or name != "imagenet2012"
+    assert "\n" not in str(caught.value)
+
+
+def failing_builder(tmp_path, failure, instructions=None, urls=()):
+    """A data set whose preparation fails with what `failure` raises, given the manual folder."""
+
+    class TinyFails(TinyImages, skip_registration=True):
+        MANUAL_DOWNLOAD_INSTRUCTIONS = instructions
+        url_infos = {  # noqa: RUF012
+            url: tfds.download.checksums.UrlInfo(size=1, checksum="0", filename=file)
+            for url, file in urls
+        }
+
+        def _split_generators(self, dl_manager):
+            failure(dl_manager)
+
+    return TinyFails(data_dir=tmp_path, file_format="array_record")
+
+
+def why(builder):
+    with pytest.raises(errors.DataError) as caught:
+        tfds_images._download_and_prepare(builder, "tiny")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+IMAGENET = "manual_dir should contain two files: A_train.tar and\n A_val.tar."
+
+
+def test_a_missing_manual_download_is_an_instruction(tmp_path):
+    manual = tmp_path / "downloads" / "manual"
+    builder = failing_builder(tmp_path, lambda manager: manager.manual_dir, IMAGENET)
+    expected = (
+        f"tfds:tiny needs files that you download by hand into {manual}: manual_dir should contain "
+        "two files: A_train.tar and A_val.tar, then run the same command again"
+    )
+    assert why(builder) == expected
+    # One of two files is there, and the builder names the other.
+    manual.mkdir(parents=True)
+    (manual / "A_train.tar").touch()
+
+    def missing(manager):
+        raise AssertionError(f"{manager.manual_dir / 'A_val.tar'} is missing")
+
+    assert why(failing_builder(tmp_path, missing, IMAGENET)) == expected
+
+    def full(manager):
+        raise OSError(28, "No space left on device")
+
+    # Another failure is not blamed on the files.
+    told = why(failing_builder(tmp_path, full, IMAGENET))
+    assert told == "tfds:tiny cannot be prepared: [Errno 28] No space left on device"
+
+
+URL = "https://files.example.org/sets/tiny.zip"
+DRIVE = "https://drive.google.com/uc?export=download&id=0B7EVK8r0v71p"
+
+
+def no_route(_):
+    import requests
+
+    try:
+        try:
+            raise OSError(-2, "Name or service not known")
+        except OSError as error:
+            raise requests.exceptions.RetryError("Max retries: /sets/tiny.zip") from error
+    except requests.exceptions.RequestException as error:
+        raise requests.exceptions.ConnectionError("Max retries: /sets/tiny.zip") from error
+
+
+def proxy(_):
+    import requests
+
+    raise requests.exceptions.ProxyError("Tunnel connection failed: 403 Forbidden /sets/tiny.zip")
+
+
+def not_found(_):
+    raise tfds.download.DownloadError(f"Failed to get url {URL}. HTTP code: 404.")
+
+
+def drive_refuses(_):
+    raise ValueError(f"Failed to obtain confirmation link for GDrive URL {DRIVE}.")
+
+
+def a_page_instead(_):
+    raise tfds.download.download_manager.NonMatchingChecksumError(
+        f"Artifact {DRIVE}, downloaded to here, has wrong checksum:\n* Expected: a\n* Got: b"
+    )
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason", "file"),
+    [
+        (no_route, "Name or service not known", f"{URL} as tiny.zip"),
+        (proxy, "Tunnel connection failed: 403", f"{URL} as tiny.zip"),
+        (not_found, "HTTP code: 404", f"{URL} as tiny.zip"),
+        (drive_refuses, "confirmation link for GDrive", f"{DRIVE} as faces.zip"),
+        (a_page_instead, "wrong checksum", f"{DRIVE} as faces.zip"),
+    ],
+)
+def test_a_failed_download_says_what_was_refused_and_the_way_around(
+    tmp_path, failure, reason, file
+):
+    urls = [(URL, "tiny.zip"), (DRIVE, "faces.zip"), ("https://example.org/other", None)]
+    told = why(failing_builder(tmp_path, failure, urls=urls))
+    assert told.startswith("tfds:tiny cannot be downloaded (")
+    assert reason in told
+    assert "run the same command again" in told
+    assert f"download {file} yourself into {tmp_path}/downloads/manual" in told
+    # Without a list of its files the way around is told all the same.
+    assert "download the file yourself" in why(failing_builder(tmp_path, failure))
+
+
+def test_tfds_takes_a_file_that_was_put_into_the_manual_folder(tmp_path):
+    """What the instruction above rests on."""
+    pytest.importorskip("importlib_resources")
+    builder = failing_builder(
+        tmp_path, lambda manager: manager.download(URL), urls=[(URL, "t.zip")]
+    )
+    manual = tmp_path / "downloads" / "manual"
+    manual.mkdir(parents=True)
+    (manual / "t.zip").write_bytes(b"wrong content")
+    assert str(manual / "t.zip") in why(builder)
+
+
+@pytest.mark.parametrize("name", ["imagenet_resized/64x64", "celeb_a"])
+@pytest.mark.usefixtures("no_tensorflow")
+def test_the_real_sets_that_need_no_tensorflow_go_on_to_the_download(tmp_path, name, monkeypatch):
+    def download(self, **options):
+        raise tfds.download.DownloadError("the network is reached")
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", download)
+    with pytest.raises(errors.DataError, match=rf"tfds:{name} cannot be downloaded \(the network"):
+        sources.open_source(f"tfds:{name}", "train", data_dir=str(tmp_path))

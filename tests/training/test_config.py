@@ -115,7 +115,8 @@ def test_json_there_and_back():
         eval_scale=0.25,
         beta=Schedule(0.0, 0.1),
         optimizer=OptimizerConfig(b1=0.8),
-        model=DVAEConfig(group_count=2, dtype="bfloat16"),
+        precision="bfloat16",
+        model=DVAEConfig(group_count=2),
     )
     assert configs.from_dict(json.loads(json.dumps(configs.to_dict(config)))) == config
 
@@ -159,6 +160,9 @@ DECIDING = {
     "eval_scale": 0.5,
     "init": "data",
     "init_logit_std": 2.0,
+    "init_from": "model.pt",
+    "freeze": "encoder",
+    "precision": "bfloat16",
     "beta": Schedule(0.0, 1.0, 5),
     "optimizer": OptimizerConfig(b2=0.99),
     "model": DVAEConfig(n_hid=8),
@@ -167,6 +171,10 @@ FREE = {
     "run_dir": "elsewhere",
     "steps": 20,
     "parallel": "single",
+    "fsdp": True,
+    "devices": 1,
+    "accumulate": 2,
+    "data_threads": 1,
     "eval_every": 1,
     "checkpoint_every": 1,
     "keep_checkpoints": 1,

@@ -137,8 +137,10 @@ def test_the_directory_holds_what_the_contract_says(unbroken, base):
     folder, _, _ = unbroken
     saved = from_dict(json.loads((folder / "config.json").read_text()))
     assert saved == base.resolved()
-    # The last two, as asked for.
-    assert {p.name for p in (folder / "checkpoints").iterdir()} == {"4", "6"}
+    # The last two, as asked for, and the best of those that were evaluated.
+    rows = [row for row in without_timing(folder) if row["split"] == "validation"]
+    best = min(rows, key=lambda row: row["bpd_hard"])["step"]
+    assert {p.name for p in (folder / "checkpoints").iterdir()} == {"4", "6", str(best)}
     pictures = {p.name for p in (folder / "reconstructions").iterdir()}
     assert pictures == {"step_0000003.png", "step_0000006.png"}
     for name in pictures:
@@ -352,20 +354,35 @@ def damage_empty(step):
     [damage_truncate, damage_arrays, damage_remove_state, damage_empty],
     ids=lambda damage: damage.__name__,
 )
-def test_a_damaged_checkpoint_is_one_clear_line(base, unbroken, tmp_path, damage):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(base, unbroken, tmp_path, damage):
     folder = tmp_path / "run"
     shutil.copytree(unbroken[0], folder)
     damage(folder / "checkpoints" / "6")
-    with pytest.raises(CheckpointError) as caught:
-        train(base, folder)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert "checkpoint 6" in message
-    assert "delete its folder" in message
-    # What the message advises works.
-    shutil.rmtree(folder / "checkpoints" / "6")
-    train(base, folder)
+    # Who only looks is told, and nothing is moved.
+    before = snapshot(folder)
+    with pytest.raises(CheckpointError, match=r"checkpoint 6 in .* cannot be read") as caught:
+        loop.load(folder)
+    assert "\n" not in str(caught.value)
+    assert snapshot(folder) == before
+    # Who trains goes on, and the damaged folder is kept.
+    _, said = train(base, folder)
+    line = next(line for line in said if line.startswith("damaged"))
+    assert "checkpoint 6" in line
+    assert "\n" not in line
+    assert any("resuming  at step 4" in line for line in said)
+    assert (folder / "checkpoints" / "6.damaged").is_dir()
     assert_same_bits(state_of(folder), state_of(unbroken[0]))
+    assert without_timing(folder) == without_timing(unbroken[0])
+
+
+def test_when_every_checkpoint_is_damaged_it_is_one_clear_line(base, unbroken, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken[0], folder)
+    for step in list((folder / "checkpoints").iterdir()):
+        damage_truncate(step)
+    with pytest.raises(CheckpointError, match="cannot be read") as caught:
+        train(base, folder)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_checkpoint_of_another_model_is_an_error(unbroken):
@@ -385,8 +402,8 @@ def test_a_checkpoint_of_another_model_is_an_error(unbroken):
 def test_a_loss_that_is_not_finite_ends_the_run(base, tmp_path, monkeypatch, bad, saved):
     real = loop.train_step
 
-    def poisoned(state, batch, key, axis_name=None):
-        after, metrics = real(state, batch, key, axis_name)
+    def poisoned(state, batch, key, **options):
+        after, metrics = real(state, batch, key, **options)
         return after, {**metrics, "loss": jnp.where(after.step == bad, jnp.nan, metrics["loss"])}
 
     monkeypatch.setattr(loop, "train_step", poisoned)
@@ -497,9 +514,9 @@ def test_held_out_images_too_small_for_the_scale_still_count(base, tmp_path):
     assert not run.held_out.skipped
 
 
-def test_several_processes_are_refused(base, tmp_path, monkeypatch):
+def test_several_processes_on_one_device_are_refused(base, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(loop.RunError, match="several processes"):
+    with pytest.raises(ValueError, match="several processes need --parallel pmap or mesh"):
         loop.Run(dataclasses.replace(base, run_dir=str(tmp_path / "run")), print)
     assert not (tmp_path / "run").exists()
 

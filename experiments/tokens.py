@@ -1,0 +1,174 @@
+"""Turns images into tokens, and tokens into images, with any trained model.
+
+python experiments/tokens.py encode MODEL IMAGES... --output FILE [--options]
+
+python experiments/tokens.py decode MODEL FILE --output FOLDER [--options]
+
+MODEL is a run directory, a file of weights (.safetensors or .pt), or OpenAI's encoder.pkl with
+--decoder decoder.pkl. A job that was stopped goes on when the same command is given again.
+"""
+
+# Not tokenize.py: the folder of a script comes first on Python's path, so a file of that name here
+# would take the place of the standard library's `tokenize` in every script beside it, and break
+# their tracebacks and `inspect` ("module 'tokenize' has no attribute 'open'").
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Literal
+
+from _cli import fail, one_line_errors, parse, quiet, run_script
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodeConfig:
+    """Command line of tokens.py encode."""
+
+    model: Path
+    """Run directory, file of weights (.safetensors or .pt), or encoder.pkl with --decoder."""
+    images: tuple[str, ...]
+    """Image files; or one folder (searched recursively), folder:PATH, tfds:NAME or photos."""
+    output: Path | None = None
+    """File to write, .npz or .array_record; it must not exist."""
+    decoder: Path | None = None
+    """OpenAI's decoder.pkl, where MODEL is its encoder.pkl."""
+    checkpoint: str = "latest"
+    """Of a run: latest, best (fewest held-out bits/dim), or the number of updates."""
+    fit: Literal["crop", "pad", "tile"] = "crop"
+    """Images of any size: crop takes the centre, cut to multiples of the model's downsampling, or
+    with --image-size the centre square resized to it; pad repeats the last row and column; tile
+    cuts squares of --image-size, padded alike. Decoding gives padded and tiled images their size
+    back."""
+    image_size: int | None = None
+    """Side of a crop or tile in pixels, a multiple of the model's downsampling."""
+    split: Literal["all", "train", "validation"] = "all"
+    """Which images of a folder or data source."""
+    data_dir: Path | None = None
+    """Where TFDS data sets are prepared and looked for; default: TFDS's own (TFDS_DATA_DIR)."""
+    batch_size: int | None = None
+    """Pictures of one size at a time; default: about a megapixel of them, 16 of 256 x 256."""
+    save_every: int = 256
+    """Images between two savings; a stopped job loses at most so many."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeConfig:
+    """Command line of tokens.py decode."""
+
+    model: Path
+    """The model that made the tokens: as for encode."""
+    tokens: Path
+    """File of tokens that encode wrote, .npz or .array_record."""
+    output: Path | None = None
+    """Folder for the PNGs; it must not exist, or be empty."""
+    decoder: Path | None = None
+    """OpenAI's decoder.pkl, where MODEL is its encoder.pkl."""
+    checkpoint: str = "latest"
+    """Of a run: latest, best (fewest held-out bits/dim), or the number of updates."""
+    force: bool = False
+    """Decode although the tokens were made by a model with another fingerprint."""
+    batch_size: int | None = None
+    """Pictures of one size at a time; default: about a megapixel of them, 16 of 256 x 256."""
+    save_every: int = 256
+    """Images between two savings; a stopped job loses at most so many."""
+
+
+_COMMANDS = {"encode": EncodeConfig, "decode": DecodeConfig}
+
+
+def main(args: list[str]) -> None:
+    """Reads the command, and runs it."""
+    if args[:1] in (["--help"], ["-h"]):
+        print(
+            f"{__doc__}\ntokens.py encode --help and tokens.py decode --help explain the options."
+        )
+        return
+    if not args or args[0] not in _COMMANDS:
+        found = f"unknown command {args[0]!r}" if args else "no command"
+        fail(f"{found}: give tokens.py encode or tokens.py decode")
+    import tyro
+
+    options = parse(
+        _COMMANDS[args[0]],
+        args[1:],
+        prog=f"tokens.py {args[0]}",
+        description=__doc__,
+        config=(tyro.conf.PositionalRequiredArgs,),
+    )
+    if options.output is None:
+        fail("name what to write with --output")
+    quiet()
+    from jax.errors import JaxRuntimeError
+
+    from logit_laplace_jax.training.checkpoints import CheckpointError
+
+    try:
+        with one_line_errors(ValueError, CheckpointError):
+            if isinstance(options, EncodeConfig):
+                encode(options, options.output)
+            else:
+                decode(options, options.output)
+    except JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        fail("out of memory: give a smaller --batch-size, or encode with --fit tile", status=1)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from what is saved", flush=True)
+        sys.exit(130)
+
+
+def encode(options: EncodeConfig, output: Path) -> None:
+    """Images to a file of tokens."""
+    from logit_laplace_jax.data.all_images import open_images
+    from logit_laplace_jax.training import token_jobs, tokens
+
+    if not options.images:
+        fail("name images: tokens.py encode MODEL IMAGES... --output FILE")
+    tokenizer = tokens.open_tokenizer(options.model, options.decoder, options.checkpoint)
+    describe(options.model, tokenizer)
+    source = open_images(
+        options.images,
+        which=options.split,
+        data_dir=None if options.data_dir is None else str(options.data_dir),
+        channels=tokenizer.config.channels,
+    )
+    token_jobs.encode(
+        tokenizer,
+        source,
+        output,
+        how=options.fit,
+        image_size=options.image_size,
+        batch_size=options.batch_size,
+        save_every=options.save_every,
+    )
+
+
+def decode(options: DecodeConfig, output: Path) -> None:
+    """A file of tokens to PNGs."""
+    from logit_laplace_jax.data import token_files
+    from logit_laplace_jax.training import token_jobs, tokens
+
+    content = token_files.read(options.tokens)
+    tokenizer = tokens.open_tokenizer(options.model, options.decoder, options.checkpoint)
+    describe(options.model, tokenizer)
+    token_jobs.decode(
+        tokenizer,
+        content,
+        output,
+        batch_size=options.batch_size,
+        save_every=options.save_every,
+        force=options.force,
+    )
+
+
+def describe(model: Path, tokenizer) -> None:
+    """Prints which model it is."""
+    config = tokenizer.config
+    print(
+        f"model     {model}: {tokenizer.fingerprint}, {config.vocab_size} codes, one for "
+        f"{config.downsampling} x {config.downsampling} pixels"
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,167 @@
+"""What a run will need, known before it starts: from the compiled step's own analysis."""
+
+import dataclasses
+import os
+import re
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from logit_laplace_jax.training.config import TrainConfig
+from logit_laplace_jax.training.devices import Compiled, Layout
+from logit_laplace_jax.training.state import TrainState, create_state, parameter_count
+
+_COLLECTIVE = re.compile(
+    r"= (?P<shape>\(?[a-z]+[0-9]+.*?)\s"
+    r"(?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\("
+)
+_ARRAY = re.compile(r"(?P<type>[a-z]+)(?P<bits>[0-9]+)\w*\[(?P<sides>[0-9,]*)\]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """What one update takes. Bytes are those of one device.
+
+    Attributes:
+      parameters: of the model, over all devices.
+      flops: floating-point operations of an update over all devices, as XLA counts them.
+      state_bytes: parameters, average and optimiser.
+      batch_bytes: the images.
+      working_bytes: activations, gradients and other temporaries.
+      communicated_bytes: results of the collectives.
+      devices: how many there are.
+      compile_seconds: what compiling took here.
+    """
+
+    parameters: int
+    flops: float
+    state_bytes: int
+    batch_bytes: int
+    working_bytes: int
+    communicated_bytes: int
+    devices: int
+    compile_seconds: float
+
+    @property
+    def total_bytes(self) -> int:
+        """All that has to fit on one device at once."""
+        return self.state_bytes + self.batch_bytes + self.working_bytes
+
+
+def shapes(config: TrainConfig, layout: Layout) -> tuple[TrainState, dict[str, Any]]:
+    """A run's state and global batch, as shapes: no memory is taken."""
+    state = jax.eval_shape(lambda key: create_state(config, key), jax.random.key(0))
+    size = config.image_size
+    sides = (config.batch_size, size, size, config.model.channels)
+    batch: dict[str, Any] = {"pixels": jax.ShapeDtypeStruct(sides, jnp.uint8)}
+    if jax.process_count() > 1:
+        batch["stop"] = jax.ShapeDtypeStruct((config.batch_size,), jnp.float32)
+    return state, batch
+
+
+def measure(config: TrainConfig, layout: Layout, step: Compiled) -> Needs:
+    """Compiles the step for the run's shapes, and reads off what it needs.
+
+    Args:
+      config: the run's resolved configuration.
+      layout: the run's devices.
+      step: the run's step; compiled here, it need not be again.
+    """
+    state, batch = shapes(config, layout)
+    started = time.perf_counter()
+    lowered = step.lower(state, batch)
+    # Of the program as written, where XLA counts every convolution; the optimised one hides some
+    # inside calls to libraries. Under pmap it is one device's, under a mesh all devices'.
+    flops = float((lowered.cost_analysis() or {}).get("flops", float("nan")))
+    executable = lowered.compile()
+    step.adopt(executable)
+    seconds = time.perf_counter() - started
+    memory: Any = executable.memory_analysis()
+    batch_bytes = sum(s.size * s.dtype.itemsize for s in batch.values()) // layout.count
+    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return Needs(
+        parameters=parameter_count(state.params),
+        flops=flops * (layout.count if layout.mode == "pmap" else 1),
+        state_bytes=memory.argument_size_in_bytes - batch_bytes,
+        batch_bytes=batch_bytes,
+        working_bytes=memory.temp_size_in_bytes + outputs,
+        communicated_bytes=communicated(executable.as_text() or ""),
+        devices=layout.count,
+        compile_seconds=seconds,
+    )
+
+
+def communicated(program: str) -> int:
+    """Bytes that the collectives of a compiled program (HLO text) give one device.
+
+    >>> communicated("%r = f32[8,4]{1,0} all-reduce(f32[8,4] %x), to_apply=%add")
+    128
+    """
+    total = 0
+    for line in program.splitlines():
+        match = _COLLECTIVE.search(line)
+        if match is None:
+            continue
+        arrays = list(_ARRAY.finditer(match["shape"]))
+        if match[3]:  # the asynchronous form gives (operands, results)
+            arrays = arrays[len(arrays) // 2 :]
+        for array in arrays:
+            sides = [int(n) for n in array["sides"].split(",") if n]
+            total += int(np.prod(sides, dtype=np.int64)) * int(array["bits"]) // 8
+    return total
+
+
+def available_bytes(layout: Layout) -> int | None:
+    """Memory of one device: the accelerator's, or this machine's share of one CPU device."""
+    device = layout.devices[0]
+    if device.platform == "cpu":
+        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return whole // len(layout.devices)
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    return None if limit is None else int(limit)
+
+
+def lines(needs: Needs, config: TrainConfig, available: int | None) -> list[str]:
+    """The report, line by line."""
+    images = config.batch_size
+    count = f"{needs.devices} device{'s' if needs.devices > 1 else ''}"
+    fits = "" if available is None else f" of {size(available)}"
+    return [
+        f"needs     on each of {count}: {size(needs.total_bytes)}{fits}",
+        f"            state {size(needs.state_bytes)} (parameters, their average, two moments), "
+        f"images {size(needs.batch_bytes)}, working memory {size(needs.working_bytes)}",
+        f"          an update of {images} images: {count_flops(needs.flops)} in all, "
+        f"{count_flops(needs.flops / images)} an image; {size(needs.communicated_bytes)} through "
+        "each device's links",
+        f"          {needs.parameters:,} parameters; compiled in {needs.compile_seconds:.0f} s for "
+        f"{jax.default_backend()}",
+    ]
+
+
+def count_flops(number: float) -> str:
+    """Floating-point operations for people.
+
+    >>> count_flops(2.5e12)
+    '2.50 TFLOP'
+    """
+    for unit in ("M", "G", "T", "P"):
+        if number < 1e9 or unit == "P":
+            break
+        number /= 1e3
+    return f"{number / 1e6:,.2f} {unit}FLOP"
+
+
+def size(number: float) -> str:
+    """Bytes for people.
+
+    >>> size(0), size(1536), size(5 * 2**30)
+    ('0 B', '1.5 KiB', '5.0 GiB')
+    """
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1024 or unit == "GiB":
+            break
+        number /= 1024
+    return f"{number:.0f} {unit}" if unit == "B" else f"{number:,.1f} {unit}"

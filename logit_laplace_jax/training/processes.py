@@ -1,0 +1,84 @@
+"""Several processes as one run: start, agreement, and what happens when one is lost.
+
+JAX's own runtime does the work (``jax.distributed``): one process a host, or several on one host.
+"""
+
+import os
+import sys
+import zlib
+from typing import NoReturn
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from logit_laplace_jax.training.run_directory import RunError
+
+HEARTBEAT_SECONDS = 30
+"""A process that was silent for so long counts as lost."""
+
+
+class LostProcess(RuntimeError):
+    """The devices of another process no longer answer."""
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes and prints."""
+    return jax.process_index() == 0
+
+
+def initialize(
+    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
+    """Joins the other processes of a run; before anything else touches a device.
+
+    On TPU pods, under Slurm and under Open MPI everything is found out; elsewhere give all three.
+
+    Args:
+      coordinator: HOST:PORT of process 0, reachable from all.
+      num_processes: how many there are.
+      process_id: which one this is, from 0.
+
+    Raises:
+      RunError: the others could not be found.
+    """
+    given = [value is not None for value in (coordinator, num_processes, process_id)]
+    if any(given) and not all(given):
+        raise RunError("give all of --coordinator, --num-processes and --process-id, or none")
+    if coordinator is not None and not coordinator.rpartition(":")[2].isdigit():
+        raise RunError(f"--coordinator must be HOST:PORT, got {coordinator!r}")
+    if process_id is not None and process_id not in range(num_processes or 0):
+        raise RunError(f"--process-id must lie in [0, {num_processes}), got {process_id}")
+    try:
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+        )
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        hint = "" if all(given) else "; give --coordinator, --num-processes and --process-id"
+        raise RunError(f"the run's processes could not be joined ({reason[:200]}){hint}") from error
+
+
+def require_agreement(what: str, value: str) -> None:
+    """Makes sure that all processes hold the same value.
+
+    Raises:
+      RunError: this one's differs from process 0's.
+    """
+    if jax.process_count() == 1:
+        return
+    own = zlib.crc32(value.encode())
+    everyone = np.asarray(multihost_utils.process_allgather(np.uint32(own))).reshape(-1)
+    others = [i for i, other in enumerate(everyone) if other != everyone[0]]
+    if others:
+        raise RunError(
+            f"{what} of process {others[0]} differs from that of process 0: start all processes "
+            "with the same command on the same data"
+        )
+
+
+def leave(status: int) -> NoReturn:
+    """Ends this process at once, without waiting for others that may be gone."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
