@@ -40,6 +40,8 @@ def parse(kind: type[T], args: list[str], **options: Any) -> T:
         if not stop.code:
             raise
         fail(_first_paragraph(printed.getvalue()))
+    except ValueError as error:  # of a dataclass inside another one tyro lets it through
+        fail(str(error))
 
 
 def _first_paragraph(box: str) -> str:
@@ -51,7 +53,7 @@ def _first_paragraph(box: str) -> str:
         if re.match(r"^─+$", line):
             break
         text.append(line)
-    return re.sub(r"Error parsing \w+Config(\.\w+)*: ", "", " ".join(text))
+    return re.sub(r"Error parsing \w+(\.\w+)*: ", "", " ".join(text))
 
 
 @contextlib.contextmanager

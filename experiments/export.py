@@ -27,13 +27,15 @@ class Options:
     files: tuple[Path, ...]
     """The file to write, .safetensors or .pt; with --openai the encoder's and the decoder's. They
     must not exist."""
+    checkpoint: str = "latest"
+    """latest, best (fewest held-out bits/dim while training), or a number of updates."""
     openai: bool = False
     """Write two files for the load_state_dict of OpenAI's torch modules, which have four groups and
     a predicted scale."""
 
 
 def main(args: list[str]) -> None:
-    """Writes the averaged parameters of the run's last checkpoint."""
+    """Writes the averaged parameters of one of the run's checkpoints."""
     import tyro
 
     options = parse(
@@ -59,7 +61,7 @@ def main(args: list[str]) -> None:
     with one_line_errors(ValueError, checkpoints.CheckpointError):
         if not options.openai:
             exchange.check_ending(options.files[0])
-        state = loop.load(options.run_dir, print)
+        state = loop.load(options.run_dir, print, options.checkpoint)
         if options.openai:
             openai.save(*options.files, state.config.model, state.ema_params)
         else:

@@ -22,6 +22,8 @@ class Options:
     """Larger images are area-resized until their longest side has this many pixels."""
     output: Path | None = None
     """Folder for the PNGs; default: RUN_DIR/reconstructions."""
+    checkpoint: str = "latest"
+    """latest, best (fewest held-out bits/dim while training), or a number of updates."""
     enlarge: int = 1
     """Enlarge the pictures by this whole factor, with sharp pixels."""
 
@@ -54,7 +56,7 @@ def main(args: list[str]) -> None:
     if folder.exists() and not folder.is_dir():
         fail(f"{folder} is a file; choose another --output folder")
     with one_line_errors(ValueError, checkpoints.CheckpointError):
-        state = loop.load(options.run_dir, print)
+        state = loop.load(options.run_dir, print, options.checkpoint)
     targets = _targets(options.images, folder, int(state.step))
     originals = [_decode(images, path, state.config.model.channels) for path in options.images]
     for target, original in zip(targets, originals, strict=True):

@@ -61,7 +61,7 @@ def main(args: list[str]) -> None:
     config, launch = command.config, command.launch
     quiet()
     from logit_laplace_jax.data import errors
-    from logit_laplace_jax.training import checkpoints, loop, processes, report
+    from logit_laplace_jax.training import checkpoints, loop, processes, report, run_directory
 
     if launch.simulate is not None:
         simulate(launch.simulate)
@@ -70,7 +70,7 @@ def main(args: list[str]) -> None:
             processes.initialize(launch.coordinator, launch.num_processes, launch.process_id)
         if launch.dry_run:
             show(preset, config)
-            dry_run(config)
+            dry_run(config, launch.simulate is not None)
             return
     main_process = processes.is_main()
     if main_process:
@@ -80,7 +80,8 @@ def main(args: list[str]) -> None:
         run = loop.Run(config, launch=launch)
         trained = run.train()
         if main_process:
-            report.finish(run, trained)
+            with run_directory.full_disk_in_one_line(run.folder):
+                report.finish(run, trained)
         return
     except (loop.NonFiniteLoss, loop.OutOfMemory, processes.LostProcess) as error:
         status, message = 1, str(error)
@@ -105,7 +106,7 @@ def simulate(devices: int) -> None:
     jax.config.update("jax_num_cpu_devices", devices)
 
 
-def dry_run(config: "TrainConfig") -> None:
+def dry_run(config: "TrainConfig", simulated: bool) -> None:
     """Tells what an update needs, from shapes alone."""
     from logit_laplace_jax.training import devices, preflight
     from logit_laplace_jax.training.step import train_step
@@ -120,7 +121,9 @@ def dry_run(config: "TrainConfig") -> None:
     )
     step = layout.compile(train_step, donate=True)
     needs = preflight.measure(config, layout, step)
-    for line in preflight.lines(needs, config, preflight.available_bytes(layout)):
+    # Simulated devices share one memory: theirs says nothing.
+    available = None if simulated else preflight.available_bytes(layout)
+    for line in preflight.lines(needs, config, available):
         print(line)
 
 

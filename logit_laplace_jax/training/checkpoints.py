@@ -12,6 +12,8 @@ import json
 import logging
 import math
 import os
+import sys
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +33,9 @@ _MEASURE = "bpd_hard"
 """What makes a checkpoint the best: held-out bits/dim in all, the fewer the better."""
 
 _DATA = "data"
+_OWN = "checksum"
+"""Under which a checkpoint's JSON holds its own checksum."""
+
 _JSON_FILE = "metadata"
 """Where Orbax puts a checkpoint's JSON."""
 
@@ -63,19 +68,29 @@ def _state(like: TrainState, arrays: dict[str, Any]) -> TrainState:
 def checksum(array: Array | np.ndarray) -> int:
     """A number that changes when any bit of an array does, whatever devices it lies on.
 
-    The sum of its 32-bit words, each multiplied by an odd number of its own, modulo 2^32. Integer
-    sums have one value in any order, so devices and host agree.
+    The sum of its 32-bit words, each mixed with its place, modulo 2^32. Integer sums have one value
+    in any order, so devices and host agree. For each place the mixing is one to one, so any change
+    of one word shows; being far from linear it also tells words that changed places.
 
     Args:
       array: any shape, of a 32-bit dtype.
 
-    >>> checksum(np.array([1, 2], np.int32)), checksum(jnp.array([1, 2], jnp.int32))
-    (7, 7)
+    >>> checksum(np.array([1, 2], np.int32)) == checksum(jnp.array([1, 2], jnp.int32))
+    True
     """
     if isinstance(array, np.ndarray):
         words = array.reshape(-1).view(np.uint32)
-        return int((words * (2 * np.arange(words.size, dtype=np.uint32) + 1)).sum(dtype=np.uint32))
+        places = np.arange(words.size, dtype=np.uint32)
+        return int(_mixed(words, places).sum(dtype=np.uint32))
     return int(_device_checksum(array).addressable_data(0))
+
+
+def _mixed(words: Any, places: Any) -> Any:
+    # The finaliser of MurmurHash3, from its second line on the same.
+    words = words ^ (places * np.uint32(0x9E3779B9))
+    words = (words ^ (words >> np.uint32(16))) * np.uint32(0x85EBCA6B)
+    words = (words ^ (words >> np.uint32(13))) * np.uint32(0xC2B2AE35)
+    return words ^ (words >> np.uint32(16))
 
 
 @jax.jit
@@ -87,7 +102,7 @@ def _device_checksum(array: Array) -> Array:
         along = lax.broadcasted_iota(jnp.uint32, array.shape, axis)
         place = place + along * jnp.uint32(stride % 2**32)
         stride *= array.shape[axis]
-    return jnp.sum(words * (2 * place + 1), dtype=jnp.uint32)
+    return jnp.sum(_mixed(words, place), dtype=jnp.uint32)
 
 
 def _on_host(leaf: Array) -> Array | np.ndarray:
@@ -102,6 +117,44 @@ def _checksums(arrays: dict[str, Any]) -> dict[str, int]:
         jax.tree_util.keystr(path, simple=True, separator="/"): checksum(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)
     }
+
+
+def _own_checksum(data: dict[str, Any]) -> int:
+    """The checksum of a checkpoint's JSON but for the checksum itself."""
+    rest = {name: value for name, value in data.items() if name != _OWN}
+    return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
+
+
+class _Raised(logging.Filter):
+    """Drops what asyncio logs of those of Orbax's writes that failed after the first."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        return "never retrieved" not in text or not ("orbax" in text or "tensorstore" in text)
+
+
+_RAISED = _Raised()
+
+
+def _silence_threads() -> None:
+    """Keeps Orbax and its threads from printing what reaches the caller as one exception.
+
+    It narrates every save and logs tracebacks of what it raises. When one array cannot be read or
+    written, it closes the event loop that the others still report to: they fail too, unheard.
+    """
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").addFilter(_RAISED)  # does nothing the second time
+    before = sys.unraisablehook
+    if getattr(before, "ignores_closed_loops", False):
+        return
+
+    def hook(unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            before(unraisable)
+
+    hook.ignores_closed_loops = True  # type: ignore[attr-defined]
+    sys.unraisablehook = hook
 
 
 class Checkpoints:
@@ -121,7 +174,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int | None = None, create: bool = True):
         if not create and not folder.is_dir():
             raise CheckpointError(f"no complete checkpoint yet: {folder} does not exist")
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save
+        _silence_threads()
         self.folder = folder.resolve()
         self._measured: dict[int, float] = {}
         self._manager = ocp.CheckpointManager(
@@ -142,8 +195,9 @@ class Checkpoints:
             # Not by Orbax: of a damaged checkpoint there may be no telling, and that is no error.
             with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
                 text = (self.folder / str(step) / _DATA / _JSON_FILE).read_text(encoding="utf-8")
-                measure = json.loads(text).get(_MEASURE)
-                if measure is not None:
+                data = json.loads(text)
+                measure = data.get(_MEASURE)
+                if measure is not None and data.get(_OWN) == _own_checksum(data):
                     self._measured[step] = float(measure)
 
     def __enter__(self) -> Self:
@@ -208,8 +262,9 @@ class Checkpoints:
         data = {
             "iterator": iterator_state,
             "checksums": _checksums(arrays),
-            _MEASURE: None if measures is None else measures[_MEASURE],
+            _MEASURE: None if measures is None else float(measures[_MEASURE]),
         }
+        data[_OWN] = _own_checksum(data)
         if measures is not None:
             self._measured[step] = measures[_MEASURE]
         self._guarded(
@@ -295,6 +350,8 @@ class Checkpoints:
                 ),
             )
             arrays, data = restored["state"], restored[_DATA]
+            if data.get(_OWN) != _own_checksum(data):
+                raise ValueError("the checksum of its JSON is wrong")
             found = _checksums(jax.tree.map(_on_host, arrays))
             wrong = [name for name, value in data["checksums"].items() if found[name] != value]
             if wrong:

@@ -151,8 +151,9 @@ class Layout:
 
         Args:
           step: pure; its results must be equal on all devices (averaged over ``axis_name``).
-          donate: the step gives (state, results) and may reuse the state's buffers. It is also told
-            ``shards``, the devices that a batch lies on where it sees all of it.
+          donate: the step gives (state, results) and may reuse the state's buffers. Under a mesh it
+            is also told ``shards``, the devices that the batch lies on, and with fsdp ``gather``,
+            which it applies to the parameters that it computes with.
           debug: run the library's range checks (checkify); a failed one raises
             ``checkify.JaxRuntimeError``.
         """
@@ -162,8 +163,13 @@ class Layout:
         function: Callable[..., Any] = partial(
             step, axis_name=AXIS if self.mode == "pmap" else None
         )
-        if donate:
-            function = partial(function, shards=self.count if self.mode == "mesh" else 1)
+        if donate and self.mode == "mesh":
+            function = partial(function, shards=self.count)
+        if self.fsdp:
+            # Left to itself the compiler would spread the arithmetic as the parameters lie, and
+            # send activations around, which are far larger.
+            gather = partial(jax.lax.with_sharding_constraint, shardings=self._sharding())
+            function = partial(function, gather=gather) if donate else _after(gather, function)
         if debug:
             function = checkify.checkify(function, errors=checkify.user_checks)
         donated = (0,) if donate else ()
@@ -237,6 +243,10 @@ class Compiled:
             }
         lowered: jax.stages.Lowered = self._jitted(state).lower(state, batch, key)
         return lowered
+
+
+def _after(gather: Callable[[Any], Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda state, *args: function(gather(state), *args)
 
 
 def _local(leaf: jax.Array) -> jax.Array:

@@ -30,6 +30,7 @@ from logit_laplace_jax.training.run_directory import (
     Lock,
     RunError,
     check_folder,
+    full_disk_in_one_line,
     write_config,
 )
 from logit_laplace_jax.training.saved import evaluation_key, load
@@ -161,12 +162,14 @@ class Run:
           NonFiniteLoss: the loss is not finite.
           Stopped: SIGINT or SIGTERM came; a checkpoint was written.
           CheckpointError: no checkpoint to go on from can be read, or one cannot be written.
-          ValueError: no image could be read, or another process trains in the directory.
+          ValueError: no image could be read, another process trains in the directory, or the disk
+            is full.
           OutOfMemory: a device's memory does not suffice.
           LostProcess: another process of the run is gone.
         """
         try:
-            return self._train()
+            with full_disk_in_one_line(self.folder):
+                return self._train()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error):
                 raise OutOfMemory(

@@ -13,11 +13,15 @@ import numpy as np
 from logit_laplace_jax.training.config import TrainConfig
 from logit_laplace_jax.training.devices import Compiled, Layout
 from logit_laplace_jax.training.state import TrainState, create_state, parameter_count
+from logit_laplace_jax.training.step import train_step
 
 _COLLECTIVE = re.compile(
     r"= (?P<shape>\(?[a-z]+[0-9]+.*?)\s"
     r"(?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\("
 )
+_COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%(?P<name>\S+) .*\{$")
+_CALLED = re.compile(r"\b(?:body|to_apply|calls)=%(?P<name>[\w.\-]+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(?P<count>[0-9]+)"\}')
 _ARRAY = re.compile(r"(?P<type>[a-z]+)(?P<bits>[0-9]+)\w*\[(?P<sides>[0-9,]*)\]")
 
 
@@ -75,7 +79,12 @@ def measure(config: TrainConfig, layout: Layout, step: Compiled) -> Needs:
     lowered = step.lower(state, batch)
     # Of the program as written, where XLA counts every convolution; the optimised one hides some
     # inside calls to libraries. Under pmap it is one device's, under a mesh all devices'.
-    flops = float((lowered.cost_analysis() or {}).get("flops", float("nan")))
+    counted = lowered
+    if config.accumulate > 1:
+        # XLA counts a loop's body once: so the same batch in one piece.
+        whole = dataclasses.replace(state, config=dataclasses.replace(config, accumulate=1))
+        counted = layout.compile(train_step, donate=True).lower(whole, batch)
+    flops = float((counted.cost_analysis() or {}).get("flops", float("nan")))
     executable = lowered.compile()
     step.adopt(executable)
     seconds = time.perf_counter() - started
@@ -100,17 +109,39 @@ def communicated(program: str) -> int:
     >>> communicated("%r = f32[8,4]{1,0} all-reduce(f32[8,4] %x), to_apply=%add")
     128
     """
-    total = 0
+    own: dict[str, int] = {}
+    calls: dict[str, list[tuple[str, int]]] = {}
+    name = entry = ""
     for line in program.splitlines():
-        match = _COLLECTIVE.search(line)
-        if match is None:
+        start = _COMPUTATION.match(line)
+        if start is not None:
+            name = start["name"]
+            entry = name if start["entry"] else entry
+        collective = _COLLECTIVE.search(line)
+        if collective is not None:
+            own[name] = own.get(name, 0) + _result_bytes(collective)
             continue
-        arrays = list(_ARRAY.finditer(match["shape"]))
-        if match[3]:  # the asynchronous form gives (operands, results)
-            arrays = arrays[len(arrays) // 2 :]
-        for array in arrays:
-            sides = [int(n) for n in array["sides"].split(",") if n]
-            total += int(np.prod(sides, dtype=np.int64)) * int(array["bits"]) // 8
+        trips = _TRIPS.search(line)
+        for called in _CALLED.finditer(line):
+            # A loop's body runs as often as the compiler knows it to; everything else once.
+            times = int(trips["count"]) if trips and " while(" in line else 1
+            calls.setdefault(name, []).append((called["name"], times))
+
+    def total(name: str) -> int:
+        inside = sum(times * total(called) for called, times in calls.get(name, []))
+        return own.get(name, 0) + inside
+
+    return total(entry)
+
+
+def _result_bytes(collective: re.Match[str]) -> int:
+    arrays = list(_ARRAY.finditer(collective["shape"]))
+    if collective[3]:  # the asynchronous form gives (operands, results)
+        arrays = arrays[len(arrays) // 2 :]
+    total = 0
+    for array in arrays:
+        sides = [int(n) for n in array["sides"].split(",") if n]
+        total += int(np.prod(sides, dtype=np.int64)) * int(array["bits"]) // 8
     return total
 
 

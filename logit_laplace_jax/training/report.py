@@ -1,6 +1,7 @@
 """The end of a run: whole photographs to look at, and a table to read the PSNR by."""
 
 import json
+import os
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,9 +11,12 @@ from logit_laplace_jax.data.augment import area_resize
 from logit_laplace_jax.data.errors import DataError
 from logit_laplace_jax.data.sources import open_source
 from logit_laplace_jax.evaluation import baselines, figures, metrics
+from logit_laplace_jax.training import records
+from logit_laplace_jax.training.checkpoints import Checkpoints
 from logit_laplace_jax.training.config import TrainConfig
 from logit_laplace_jax.training.evaluate import reconstruct
 from logit_laplace_jax.training.loop import Run
+from logit_laplace_jax.training.progress import duration
 from logit_laplace_jax.training.state import TrainState
 from logit_laplace_jax.training.streams import held_out, stack_crops, training_crops
 
@@ -44,12 +48,54 @@ def finish(run: Run, trained: bool = True) -> None:
         for line in table:
             run.say(line)
         text = json.dumps(values, indent=2) + "\n"
-        (folder / "summary.json").write_text(text, encoding="utf-8")
+        part = folder / "summary.json.part"
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, folder / "summary.json")  # all of it or nothing, also in a kill
     run.say("")
+    for line in summary(run):
+        run.say(line)
     run.say(f"pictures  {folder / 'reconstructions'} (left or above: the original)")
     run.say(f"metrics   {folder / 'metrics.jsonl'}, TensorBoard events in {folder / 'tensorboard'}")
     run.say(f"evaluate  python experiments/evaluate.py {folder}")
     run.say(f"try it    python experiments/reconstruct.py {folder} YOUR_IMAGE.jpg")
+
+
+def summary(run: Run) -> list[str]:
+    """What became of a run, in a few lines: speed, losses, held-out measures, checkpoints."""
+    rows = records.read(run.folder / "metrics.jsonl")
+    lines = []
+    trained = [row for row in rows if row["split"] == "train"]
+    if run.log is not None and run.log.training_seconds > 0:
+        seconds = run.log.training_seconds
+        share = 100 * run.log.waiting_seconds / seconds
+        rate = trained[-1]["images_per_second"]
+        lines.append(
+            f"speed     {rate:.0f} images/s at the end; {share:.1f} % of {duration(seconds)} the "
+            "devices waited for images"
+        )
+    if trained:
+        last = trained[-1]
+        text = ", ".join(f"{name} {last[name]:.4f}" for name in ("loss", "nll", "kl", "grad_norm"))
+        if "skipped_steps" in last:
+            text += (
+                f", {last['skipped_steps']:.0f} updates skipped, loss scale {last['loss_scale']:g}"
+            )
+        lines.append(f"training  step {last['step']}: {text}")
+    evaluated = [row for row in rows if row["split"] == "validation"]
+    if evaluated:
+        last, best = evaluated[-1], min(evaluated, key=lambda row: row["bpd_hard"])
+        lines.append(
+            f"held out  {last['bpd_hard']:.3f} bits/dim, {last['psnr']:.2f} dB, "
+            f"{100 * last['code_usage']:.0f} % of the codes; best {best['bpd_hard']:.3f} bits/dim "
+            f"at step {best['step']}"
+        )
+    with Checkpoints(run.folder / "checkpoints", create=False) as checkpoints:
+        kept = ", ".join(map(str, checkpoints.steps))
+        best_kept = "" if checkpoints.best is None else f" (best: {checkpoints.best})"
+    lines.append(
+        f"saved     checkpoints of steps {kept}{best_kept} in {run.folder / 'checkpoints'}"
+    )
+    return lines
 
 
 def whole_images(run: Run) -> None:

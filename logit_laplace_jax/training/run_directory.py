@@ -1,9 +1,11 @@
 """The directory of a run: which run it holds, and that only one process at a time trains in it."""
 
+import contextlib
 import errno
 import fcntl
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
@@ -16,6 +18,25 @@ _CONFIG_PART = "config.json.part"
 
 class RunError(ValueError):
     """A request that cannot be carried out; one clear line."""
+
+
+@contextlib.contextmanager
+def full_disk_in_one_line(folder: Path) -> Iterator[None]:
+    """Inside, a write that finds the disk full raises a RunError.
+
+    Args:
+      folder: the run directory.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        what = f"{error.filename} could not be written" if error.filename else "a write failed"
+        raise RunError(
+            f"the disk of {folder} is full ({what}); free some space, and the same command goes "
+            "on from the last complete checkpoint"
+        ) from error
 
 
 def check_folder(folder: Path, config: TrainConfig) -> None:

@@ -8,6 +8,7 @@ so the mean KL a position ends with weight β / (f² C), f the downsampling: β/
 f = 8, whatever the resolution.
 """
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import chex
@@ -155,7 +156,12 @@ def elbo_loss(
 
 
 def gradients(
-    state: TrainState, pixels: Array, key: Array, axis_name: str | None, shards: int
+    state: TrainState,
+    pixels: Array,
+    key: Array,
+    axis_name: str | None,
+    shards: int,
+    gather: Callable[[Any], Any],
 ) -> tuple[Array, Metrics, Any]:
     """Objective, metrics and gradients of this device's part of a batch, in one piece or in parts.
 
@@ -165,6 +171,7 @@ def gradients(
       key: random key of this step.
       axis_name: the mapped axis that the batch is spread over, or None.
       shards: equal runs of rows that lie on one device each; more than 1 under a mesh.
+      gather: makes every device hold all of the parameters while they are used.
 
     Returns:
       Means over the examples. With a loss scale the gradients are still multiplied by it.
@@ -173,6 +180,7 @@ def gradients(
     factor = jnp.float32(1.0) if state.loss_scale is None else state.loss_scale.factor
 
     def objective(params: Any, *args: Any) -> tuple[Array, tuple[Array, Metrics]]:
+        params = gather(params)
         if config.freeze != "none":  # and so nothing is computed for its gradient
             params = {**params, config.freeze: lax.stop_gradient(params[config.freeze])}
         loss, metrics = elbo_loss(params, *args)
@@ -201,7 +209,7 @@ def gradients(
 
         def moment(rows: tuple[Array, Array]) -> Array:
             out = forward(
-                state.params, rows[0], config.temperature(state.step), key, config, rows[1]
+                gather(state.params), rows[0], config.temperature(state.step), key, config, rows[1]
             )
             return scale.batch_moment(likelihood, rows[0], out.stats, axis_name)
 
@@ -223,6 +231,7 @@ def train_step(
     key: Array,
     axis_name: str | None = None,
     shards: int = 1,
+    gather: Callable[[Any], Any] = lambda params: params,
 ) -> tuple[TrainState, Metrics]:
     """One update.
 
@@ -234,6 +243,8 @@ def train_step(
       axis_name: the mapped axis over whose devices gradients and metrics are averaged
         (``lax.pmean``); None on one device, or where the compiler sees the whole batch.
       shards: where the compiler sees the whole batch, the devices that it lies on.
+      gather: where the state is spread over the devices, makes all of them hold all parameters
+        while they are used.
 
     Returns:
       The next state and the metrics of this update, scalars that are equal on all devices:
@@ -244,7 +255,7 @@ def train_step(
     """
     config, optimizer = state.config, make_optimizer(state.config)
     loss, metrics, grads = gradients(
-        state, batch["pixels"], jax.random.fold_in(key, state.step), axis_name, shards
+        state, batch["pixels"], jax.random.fold_in(key, state.step), axis_name, shards, gather
     )
     metrics |= {name: rows.mean() for name, rows in batch.items() if name != "pixels"}
     if axis_name is not None:
