@@ -3,7 +3,7 @@
     python experiments/train.py dalle --data folder:/path/to/images --parallel pmap
 
 Hardware in the paper: 64 GPUs with 8 images each. Images: 250 million of the web, not published;
-bring your own. Fewer devices: --accumulate; TPUs: --precision bfloat16, which needs no loss scaling.
+bring your own. Fewer devices: --accumulate. TPUs: --precision bfloat16 (it needs no scaling).
 """
 
 from logit_laplace_jax.models.config import DVAEConfig
