@@ -5,6 +5,7 @@ import io
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
@@ -71,10 +72,21 @@ def quiet() -> None:
     logging.getLogger("logit_laplace_jax").setLevel(logging.WARNING)
 
 
+def _interrupt(number: int, _: object) -> None:
+    raise KeyboardInterrupt(signal.Signals(number))
+
+
 def run_script(main: Callable[[list[str]], None]) -> None:
-    """Runs ``main`` with the command line; a package that an extra brings is named if missing."""
+    """Runs ``main`` with the command line; a package that an extra brings is named if missing.
+
+    SIGINT and SIGTERM end it with one line; ``main`` may do better for some time.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         main(sys.argv[1:])
+    except KeyboardInterrupt as stop:
+        number = stop.args[0] if stop.args else signal.SIGINT
+        fail(f"stopped by {number.name}; the same command starts it again", 128 + number)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         what = "this project" if package == "logit_laplace_jax" else f"the package {package}"

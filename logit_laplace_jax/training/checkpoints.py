@@ -295,7 +295,7 @@ class Checkpoints:
             raise CheckpointError(self._failure(error)) from error
 
     def _failure(self, error: BaseException) -> str:
-        complete = [int(p.name) for p in self.folder.iterdir() if p.name.isdigit()]
+        complete = [int(p.name) for p in self.folder.iterdir() if p.name.isdecimal()]
         kept = f"the last complete one is of step {max(complete)}" if complete else "there is none"
         texts = []
         link: BaseException | None = error

@@ -95,6 +95,8 @@ class Run:
         self.folder = Path(config.run_dir)
         self.is_main = processes.is_main()
         self.say = say if self.is_main else lambda line: None
+        # Before anything else that the processes do together, which would end in a long dump.
+        processes.require_agreement("the configuration", json.dumps(configs.to_dict(self.config)))
         self.layout = devices.choose(
             config.parallel,
             config.batch_size,
@@ -121,6 +123,9 @@ class Run:
             anew = f"; anew: {', '.join(fresh)}" if fresh else ""
             self.say(f"weights   of {config.init_from}{anew}")
         self.log: MetricLog | None = None
+        # What stands at the end. To be read here: opening checkpoints again takes every process.
+        self.saved: list[int] = []
+        self.best_saved: int | None = None
         self._eval = Evaluator(self.layout, self.config)
         self._step = self.layout.compile(train_step, donate=True, debug=config.debug)
         self._shown: np.ndarray | None = None
@@ -186,11 +191,16 @@ class Run:
 
     def _train(self) -> bool:
         config = self.config
-        if self.is_main and not (self.folder / "config.json").exists():
-            write_config(self.folder, config)  # first of all: it marks the folder as a run's
         with ExitStack() as stack:
+            batches = train_stream(config, config.batch_size, sharded=True)
+            stack.callback(batches.close)
+            processes.require_agreement("the data", batches.get_state()["data"])
             if self.is_main:
+                self.folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(Lock(self.folder))
+                check_folder(self.folder, config)  # another run may have begun here meanwhile
+                if not (self.folder / "config.json").exists():
+                    write_config(self.folder, config)  # it marks the folder as a run's
             checkpoints = stack.enter_context(
                 Checkpoints(self.folder / "checkpoints", config.keep_checkpoints)
             )
@@ -202,6 +212,7 @@ class Run:
                 )
                 if _step_of(self.state) >= config.steps:
                     self.say(f"complete  all {config.steps} updates are done")
+                    self.saved, self.best_saved = checkpoints.steps, checkpoints.best
                     self.state = self.layout.gather(self.state)
                     return False
                 self.say(f"resuming  at step {_step_of(self.state)}")
@@ -209,12 +220,6 @@ class Run:
                 self.state = self.layout.place(normalised_on_data(self.layout.gather(self.state)))
             if self.is_main:
                 write_config(self.folder, config)
-            batches = train_stream(config, config.batch_size, sharded=True)
-            stack.callback(batches.close)
-            processes.require_agreement(
-                "the configuration or the data",
-                f"{batches.get_state()['data']} {json.dumps(configs.to_dict(config))}",
-            )
             if iterator_state is not None:
                 batches.set_state(iterator_state)
             first = _step_of(self.state)
@@ -246,7 +251,8 @@ class Run:
         live = None if self.is_main else False
         progress = Progress(config.steps, self.say, live=live)
         self.log = log = MetricLog(config, records, progress, checkpoints, first)
-        trace = _Trace(self.folder / "profile" if self.launch.profile and self.is_main else None)
+        profiled = self.launch.profile and self.is_main
+        trace = _Trace(self.folder / "profile" if profiled else None, config.steps - first)
         stack.callback(trace.close)  # also where a run is shorter
         self.say("compiling the step (once)")
         while step < config.steps:
@@ -294,6 +300,7 @@ class Run:
                     number,
                 )
         checkpoints.wait()
+        self.saved, self.best_saved = checkpoints.steps, checkpoints.best
         self.state = layout.gather(layout.stored(state))
         self.say(f"trained   {config.steps - first} updates in {duration(log.training_seconds)}")
 
@@ -337,15 +344,16 @@ _LESS_MEMORY = (
 
 
 class _Trace:
-    """A JAX profiler trace of a few updates; nothing without a folder."""
+    """A JAX profiler trace of a few of ``updates``; nothing without a folder."""
 
-    def __init__(self, folder: Path | None):
+    def __init__(self, folder: Path | None, updates: int):
         self._folder = folder
+        self._first = min(_PROFILED.start, updates - 1)  # the last one, where there are few
         self._running = False
 
     def before(self, number: int) -> None:
         """To be called before the ``number``-th update of this start."""
-        if self._folder is not None and number == _PROFILED.start:
+        if self._folder is not None and number == self._first:
             jax.profiler.start_trace(self._folder)
             self._running = True
 

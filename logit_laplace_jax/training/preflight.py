@@ -16,7 +16,7 @@ from logit_laplace_jax.training.state import TrainState, create_state, parameter
 from logit_laplace_jax.training.step import train_step
 
 _COLLECTIVE = re.compile(
-    r"= (?P<shape>\(?[a-z]+[0-9]+.*?)\s"
+    r"= (?P<shape>\(*[a-z]+[0-9]+.*?)\s"
     r"(?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\("
 )
 _COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%(?P<name>\S+) .*\{$")
@@ -136,7 +136,9 @@ def communicated(program: str) -> int:
 
 def _result_bytes(collective: re.Match[str]) -> int:
     arrays = list(_ARRAY.finditer(collective["shape"]))
-    if collective[3]:  # the asynchronous form gives (operands, results)
+    if collective[3] and collective["kind"] != "all-reduce":
+        # The asynchronous form of all others gives (operands, results, numbers of its own).
+        arrays = [array for array in arrays if array["sides"] or array["type"] not in ("s", "u")]
         arrays = arrays[len(arrays) // 2 :]
     total = 0
     for array in arrays:

@@ -4,7 +4,9 @@ JAX's own runtime does the work (``jax.distributed``): one process a host, or se
 """
 
 import os
+import socket
 import sys
+import time
 import zlib
 from typing import NoReturn
 
@@ -16,6 +18,13 @@ from logit_laplace_jax.training.run_directory import RunError
 
 HEARTBEAT_SECONDS = 30
 """A process that was silent for so long counts as lost."""
+
+ANSWER_SECONDS = 60.0
+"""For so long the others try to reach process 0, which may be started a little later."""
+
+_REPORT_SECONDS = 24 * 3600
+"""For so long they wait for it at the end, while it writes the report. JAX's own five minutes are
+few for large pictures; a process 0 that is gone is noticed by its heartbeat."""
 
 
 class LostProcess(RuntimeError):
@@ -49,14 +58,42 @@ def initialize(
         raise RunError(f"--coordinator must be HOST:PORT, got {coordinator!r}")
     if process_id is not None and process_id not in range(num_processes or 0):
         raise RunError(f"--process-id must lie in [0, {num_processes}), got {process_id}")
+    if coordinator is not None and process_id != 0:
+        _reach(coordinator)
     try:
         jax.distributed.initialize(
-            coordinator, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+            coordinator,
+            num_processes,
+            process_id,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=_REPORT_SECONDS,
         )
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         hint = "" if all(given) else "; give --coordinator, --num-processes and --process-id"
         raise RunError(f"the run's processes could not be joined ({reason[:200]}){hint}") from error
+
+
+def _reach(coordinator: str) -> None:
+    """Waits until process 0 answers: JAX's runtime would abort this process after minutes.
+
+    Raises:
+      RunError: it does not, or its name is unknown.
+    """
+    host, _, port = coordinator.rpartition(":")
+    deadline = time.monotonic() + ANSWER_SECONDS
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
+            return
+        except (OSError, OverflowError) as error:
+            reason = error.strerror if isinstance(error, OSError) else None
+            if isinstance(error, OverflowError) or time.monotonic() > deadline:
+                raise RunError(
+                    f"process 0 does not answer at --coordinator {coordinator} "
+                    f"({reason or error}): start it too, and check address, port and firewall"
+                ) from None
+        time.sleep(0.2)
 
 
 def require_agreement(what: str, value: str) -> None:

@@ -12,7 +12,6 @@ from logit_laplace_jax.data.errors import DataError
 from logit_laplace_jax.data.sources import open_source
 from logit_laplace_jax.evaluation import baselines, figures, metrics
 from logit_laplace_jax.training import records
-from logit_laplace_jax.training.checkpoints import Checkpoints
 from logit_laplace_jax.training.config import TrainConfig
 from logit_laplace_jax.training.evaluate import reconstruct
 from logit_laplace_jax.training.loop import Run
@@ -89,9 +88,8 @@ def summary(run: Run) -> list[str]:
             f"{100 * last['code_usage']:.0f} % of the codes; best {best['bpd_hard']:.3f} bits/dim "
             f"at step {best['step']}"
         )
-    with Checkpoints(run.folder / "checkpoints", create=False) as checkpoints:
-        kept = ", ".join(map(str, checkpoints.steps))
-        best_kept = "" if checkpoints.best is None else f" (best: {checkpoints.best})"
+    kept = ", ".join(map(str, run.saved))
+    best_kept = "" if run.best_saved is None else f" (best: {run.best_saved})"
     lines.append(
         f"saved     checkpoints of steps {kept}{best_kept} in {run.folder / 'checkpoints'}"
     )

@@ -25,7 +25,7 @@ def evaluation_key(config: TrainConfig) -> jax.Array:
 def has_checkpoint(folder: Path) -> bool:
     """Whether a run directory holds a complete checkpoint."""
     checkpoints = folder / "checkpoints"
-    return checkpoints.is_dir() and any(p.name.isdigit() for p in checkpoints.iterdir())
+    return checkpoints.is_dir() and any(p.name.isdecimal() for p in checkpoints.iterdir())
 
 
 def load(
@@ -44,12 +44,12 @@ def load(
       RunError: not a run directory, or no such checkpoint.
       CheckpointError: no complete checkpoint, or a damaged one.
     """
-    if checkpoint not in ("latest", "best") and not checkpoint.isdigit():
+    if checkpoint not in ("latest", "best") and not checkpoint.isdecimal():
         raise RunError(f"checkpoint must be latest, best or a number, got {checkpoint!r}")
     config = read_config(folder).resolved()
     shapes = jax.eval_shape(lambda key: create_state(config, key), jax.random.key(0))
     with Checkpoints(folder / "checkpoints", create=False) as checkpoints:
-        step = int(checkpoint) if checkpoint.isdigit() else None
+        step = int(checkpoint) if checkpoint.isdecimal() else None
         if checkpoint == "best":
             step = checkpoints.best
             if step is None:

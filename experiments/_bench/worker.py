@@ -1,0 +1,172 @@
+"""A contestant in a process of its own, which waits while others run.
+
+So each has its own threads, allocator and peak memory, and samples still interleave. The child is
+``python -m _bench.worker MODULE JSON``; it prints one JSON object a line: first ``facts``, then an
+answer to each line of its standard input, and ends when that is closed.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+_EXPERIMENTS = Path(__file__).parents[1]
+
+
+class Task(Protocol):
+    """What ``prepare(**arguments)`` of a worker's module returns."""
+
+    facts: dict[str, Any]
+    """What is known before the rounds: plain JSON types."""
+
+    def call(self, count: int) -> float:
+        """Does the work ``count`` times and returns the seconds."""
+
+    def finish(self) -> dict[str, Any]:
+        """What is known after the rounds: plain JSON types."""
+
+
+class WorkerError(Exception):
+    """A worker ended with an error; the message is one line."""
+
+
+def environment(changes: Mapping[str, str | None] | None = None) -> dict[str, str]:
+    """This process's environment for a child that imports this tree; None takes a variable out."""
+    result = dict(os.environ)
+    own = [str(_EXPERIMENTS), str(_EXPERIMENTS.parent)]
+    result["PYTHONPATH"] = os.pathsep.join([*own, *filter(None, [result.get("PYTHONPATH")])])
+    # Two libraries share an accelerator in turns: none may take all of its memory.
+    result.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    for name, value in (changes or {}).items():
+        if value is None:
+            result.pop(name, None)
+        else:
+            result[name] = value
+    return result
+
+
+class Worker:
+    """The parent's side.
+
+    Args:
+      module: of this package; its ``prepare`` makes the task.
+      arguments: for ``prepare``, plain JSON types.
+      changes: of the environment.
+
+    Raises:
+      WorkerError: the task could not be prepared.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        arguments: Mapping[str, Any],
+        changes: Mapping[str, str | None] | None = None,
+    ):
+        # A file, not a pipe: nobody empties a pipe while the worker runs.
+        self._errors = tempfile.TemporaryFile(  # noqa: SIM115 (close() closes it)
+            mode="w+", encoding="utf-8", errors="replace"
+        )
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "_bench.worker", module, json.dumps(arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=environment(changes),
+            text=True,
+        )
+        try:
+            self.facts: dict[str, Any] = self._answer()
+        except BaseException:
+            self.close()
+            raise
+
+    def call(self, count: int) -> float:
+        """Lets the worker do its work and returns the seconds that it measured."""
+        return float(self._ask(f"run {count}")["seconds"])
+
+    def finish(self) -> dict[str, Any]:
+        """The task's last facts."""
+        return self._ask("finish")
+
+    def close(self) -> None:
+        """Ends the process."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+        self._errors.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _ask(self, line: str) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # the answer will tell
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            status = self._process.wait()
+            self._errors.seek(0)
+            last = [text.strip() for text in self._errors if text.strip()][-1:]
+            raise WorkerError(" ".join([f"the process ended with status {status}:", *last]))
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise WorkerError(answer["error"])
+        return answer
+
+
+def main() -> None:
+    """The child's side."""
+    from _bench import peers
+
+    # Libraries print; the channel to the parent is a descriptor that they do not know of.
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def say(content: dict[str, Any]) -> None:
+        print(json.dumps(content), file=channel, flush=True)
+
+    module, arguments = sys.argv[1:]
+    try:
+        started = time.perf_counter()
+        loaded = importlib.import_module(f"_bench.{module}")
+        seconds = time.perf_counter() - started
+        task: Task = loaded.prepare(**json.loads(arguments))
+        say({"import_seconds": seconds, **task.facts})
+        for line in sys.stdin:
+            command, *rest = line.split()
+            say({"seconds": task.call(int(rest[0]))} if command == "run" else task.finish())
+    except BrokenPipeError:
+        return  # the parent is gone
+    except Exception as error:
+        import traceback
+
+        traceback.print_exc()
+        say({"error": peers.one_line(error)})
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

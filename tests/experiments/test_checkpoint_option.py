@@ -1,0 +1,211 @@
+"""evaluate.py --checkpoint: the latest, the best or a numbered one, and clear words otherwise."""
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from PIL import Image
+
+from logit_laplace_jax.training import loop, records
+from logit_laplace_jax.training.checkpoints import Checkpoints
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_once(tmp_path_factory):
+    """Compile at once rather than well, and each program once for all runs of this module."""
+    changed = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: jax.config.values[name] for name in changed}
+    for name, value in changed.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, capfd):
+    """Run evaluate.py's main in this process (four devices), in an empty folder.
+
+    Returns a function of arguments that gives exit status, stdout, stderr and the files that were
+    written, removed or changed under the folder.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, args)])
+        spec = importlib.util.spec_from_file_location(
+            "script_evaluate", EXPERIMENTS / "evaluate.py"
+        )
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)
+        before = snapshot(tmp_path)
+        capfd.readouterr()
+        status = 0
+        try:
+            spec.loader.exec_module(module)
+            module.run_script(module.main)
+        except SystemExit as stop:
+            status = stop.code or 0
+        out, err = capfd.readouterr()
+        after = snapshot(tmp_path)
+        changed = {str(p) for p in before.keys() | after.keys() if before.get(p) != after.get(p)}
+        return status, out, err, changed
+
+    return run
+
+
+def snapshot(folder):
+    return {
+        p.relative_to(folder): p.read_bytes() if p.is_file() else b"" for p in folder.rglob("*")
+    }
+
+
+def config_of(run_dir, data, **changes):
+    from logit_laplace_jax.models.config import DVAEConfig
+    from logit_laplace_jax.training.config import OptimizerConfig, TrainConfig
+    from logit_laplace_jax.training.schedules import Schedule
+
+    options = {
+        "run_dir": str(run_dir),
+        "data": data,
+        "steps": 8,
+        "batch_size": 4,
+        "image_size": 8,
+        "parallel": "single",
+        "eval_every": 2,
+        "checkpoint_every": 1,
+        "keep_checkpoints": 2,
+        "min_log_scale": -5.0,
+        "eval_images": 2,
+        # Small steps first, then ruinous ones: the best is not the latest.
+        "learning_rate": Schedule(1e-3, 0.5, 6),
+        "beta": Schedule(0.1, 0.1, 1),
+        "temperature": Schedule(1.0, 1.0, 1),
+        "optimizer": OptimizerConfig(ema_decay=0.0),
+        "model": DVAEConfig(group_count=2, n_hid=4, n_blk_per_group=1, vocab_size=8, n_init=4),
+    }
+    return TrainConfig(**{**options, **changes})
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("photographs")
+    for split, count in (("train", 3), ("val", 2)):
+        (root / split).mkdir()
+        for i in range(count):
+            y, x = np.mgrid[:20, :24]
+            pixels = np.stack([8 * y + 20 * i, 6 * x, 5 * (x + y)], axis=-1).astype(np.uint8)
+            Image.fromarray(pixels).save(root / split / f"{i}.png")
+    return f"folder:{root}"
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """A run whose best checkpoint is not its latest; its folder, and its best step."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    loop.Run(config_of(folder, data), lambda line: None).train()
+    rows = records.read(folder / "metrics.jsonl")
+    measured = {r["step"]: r["bpd_hard"] for r in rows if r["split"] == "validation"}
+    best = min(measured, key=lambda step: (measured[step], step))
+    assert best < 7  # or the cases below would be the same
+    return folder, best, measured
+
+
+def test_each_checkpoint_gives_its_own_numbers(here, trained, tmp_path):
+    source, best, measured = trained
+    folder = tmp_path / "run"
+    shutil.copytree(source, folder)
+    steps = {p.name for p in (folder / "checkpoints").iterdir()}
+    assert steps == {str(best), "7", "8"}
+    for name, step in ((None, 8), ("best", best), ("7", 7)):
+        option = [] if name is None else [f"--checkpoint={name}"]
+        status, out, err, changed = here("run", *option)
+        assert (status, err) == (0, "")
+        assert changed <= {"run/evaluation.json", "run/evaluation.png"}
+        assert f"run: step {step}, evaluated" in out
+        values = json.loads((folder / "evaluation.json").read_text())
+        assert values["step"] == step
+        if step in measured:
+            # The same sums in another compilation: some 1e-6 of values below 20.
+            assert values["bpd_hard"] == pytest.approx(measured[step], rel=1e-5)
+    assert abs(measured[best] - measured[8]) > 1e-3  # so that one is not taken for the other
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("newest", ["checkpoint must be latest, best or a number, got 'newest'"]),
+        ("", ["checkpoint must be latest, best or a number, got ''"]),
+        ("-1", ["-1"]),
+        ("7.0", ["got '7.0'"]),
+        ("²", ["got '²'"]),
+        ("5000", ["no checkpoint of step 5000 in ", "(there: "]),
+        ("1", ["no checkpoint of step 1 in "]),  # there once, and removed since
+    ],
+)
+def test_what_is_no_checkpoint_is_refused(here, trained, tmp_path, name, words):
+    shutil.copytree(trained[0], tmp_path / "run")
+    status, _, err, changed = here("run", f"--checkpoint={name}")
+    assert status == 2
+    assert len(err.splitlines()) == 1, err
+    assert err.startswith("evaluate.py: error: ")
+    assert all(word in err for word in words), err
+    assert changed == set()
+
+
+def test_a_damaged_one_is_refused_and_others_are_not(here, trained, tmp_path):
+    source, best, _ = trained
+    folder = tmp_path / "run"
+    shutil.copytree(source, folder)
+    for path in (folder / "checkpoints" / "8" / "state" / "d").iterdir():
+        path.write_bytes(path.read_bytes()[:-20])
+    status, _, err, changed = here("run")
+    assert status == 2
+    assert len(err.splitlines()) == 1, err
+    assert "checkpoint 8 in" in err
+    assert "cannot be read" in err
+    assert changed == set()
+    status, out, err, _ = here("run", "--checkpoint=best")
+    assert (status, err) == (0, "")
+    assert f"step {best}, evaluated" in out
+
+
+def test_a_run_without_an_evaluated_checkpoint(here, trained, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained[0], folder)
+    for path in (folder / "checkpoints").iterdir():
+        if path.name != "7":  # odd steps were not evaluated
+            shutil.rmtree(path)
+    with Checkpoints(folder / "checkpoints", create=False) as checkpoints:
+        assert (checkpoints.steps, checkpoints.best) == ([7], None)
+    status, _, err, changed = here("run", "--checkpoint=best")
+    assert (status, changed) == (2, set())
+    assert len(err.splitlines()) == 1
+    assert "no checkpoint of run was evaluated: give --checkpoint latest" in err
+
+
+def test_a_run_that_saved_nothing_yet(here, trained, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    shutil.copy(trained[0] / "config.json", folder)
+    for name in ("latest", "best", "3"):
+        status, _, err, changed = here("run", f"--checkpoint={name}")
+        assert (status, changed) == (2, set())
+        assert len(err.splitlines()) == 1
+        assert "no complete checkpoint" in err
