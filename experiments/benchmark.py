@@ -4,6 +4,7 @@ python experiments/benchmark.py {loss,step,data,import,scaling} [--quick] [--opt
 """
 
 import dataclasses
+import os
 from pathlib import Path
 
 from _bench import load, machine, options, report
@@ -17,6 +18,8 @@ def main(args: list[str]) -> None:
     for name, path in (("--json", chosen.json), ("--plot", chosen.plot)):
         if path is not None:
             _check_target(name, path)
+    # JAX and torch share an accelerator in turns: none may take all of its memory.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     described = machine.describe()
     with one_line_errors(ValueError):
         result = load(chosen.suite).run(chosen)

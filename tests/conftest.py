@@ -1,5 +1,6 @@
 """Settings that must precede the first import of jax, and fixtures that all tests share."""
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -19,6 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from PIL import Image
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 
 @pytest.fixture
@@ -42,6 +47,84 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module")
+def compile_once(tmp_path_factory):
+    """Compile at once rather than well, and each program once for all runs of a module."""
+    changed = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: jax.config.values[name] for name in changed}
+    for name, value in changed.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="session")
+def paint():
+    """A function that writes images with a gradient each into the folders of some splits."""
+
+    def paint(folder, counts):
+        for split, count in counts.items():
+            (folder / split).mkdir(parents=True)
+            for i in range(count):
+                y, x = np.mgrid[:20, :24]
+                pixels = np.stack([8 * y + 20 * i, 6 * x, 5 * (x + y)], axis=-1).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / split / f"{i}.png")
+        return folder
+
+    return paint
+
+
+@pytest.fixture(scope="session")
+def photographs(paint, tmp_path_factory):
+    """A folder of images: three for training, two held out."""
+    return paint(tmp_path_factory.mktemp("photographs"), {"train": 3, "val": 2})
+
+
+@pytest.fixture
+def run_script(tmp_path, monkeypatch, capfd):
+    """Run a script's main in this process (four devices), in an empty folder.
+
+    Returns a function of script and arguments that gives exit status, stdout, stderr and the
+    files that were written, removed or changed under the folder.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+
+    def snapshot():
+        return {
+            str(p.relative_to(tmp_path)): p.read_bytes() if p.is_file() else b""
+            for p in tmp_path.rglob("*")
+        }
+
+    def run(script, *args):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, args)])
+        spec = importlib.util.spec_from_file_location(f"script_{script[:-3]}", EXPERIMENTS / script)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)
+        before = snapshot()
+        capfd.readouterr()
+        status = 0
+        try:
+            spec.loader.exec_module(module)
+            module.run_script(module.main)
+        except SystemExit as stop:
+            status = stop.code or 0
+        out, err = capfd.readouterr()
+        after = snapshot()
+        changed = {name for name in before | after if before.get(name) != after.get(name)}
+        return status, out, err, changed
+
+    return run
 
 
 @pytest.fixture(scope="session")

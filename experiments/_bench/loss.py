@@ -440,10 +440,11 @@ def _half_section(inputs: Inputs, options: argparse.Namespace) -> Section:
     x, *parameters = _arrays(inputs)
     arrays = (x, *(a.astype(jnp.bfloat16) for a in parameters))
     nbytes = x.nbytes + 4 * arrays[1].nbytes
+    losses: dict[str, Loss] = {OURS: ll.logit_laplace_loss, "jnp and autodiff": _wide}
     make: Any = functools.partial(kept, inner=options.inner)
     makers: dict[str, Callable[[], Entry]] = {
         name: functools.partial(make, name, gradients(loss), arrays, nbytes)
-        for name, loss in {OURS: ll.logit_laplace_loss, "jnp and autodiff": _wide}.items()
+        for name, loss in losses.items()
     }
     makers |= _yardsticks(make, arrays)
     return measure(
@@ -493,8 +494,5 @@ def _small_section(side: int, options: argparse.Namespace) -> Section:
         makers,
         options,
         unchecked=("one addition, jitted",),
-        notes=[
-            "On a CPU, XLA runs a program of few operations in the calling thread, and hands a "
-            "longer one to another thread, whose waking can cost more than the work."
-        ],
+        notes=["Values only, no gradients; every call is waited for."],
     )

@@ -56,7 +56,7 @@ def _panel(panel: style.Axes, section: Section) -> None:
         label = f"{reports.number(middle)} {unit}"
         ratio = section.ratios(row)
         if ratio is not None and not own:
-            label += f"   × {ratio.median:.2f}"
+            label += f"   × {reports.ratio(ratio.median)}"
         if row.status != OK:
             label += f"   ({row.status})"
         panel.annotate(

@@ -81,7 +81,7 @@ def prepare(
     mode: str = "single",
     devices_used: int | None = None,
     batch: int | None = None,
-    precision: str | None = None,
+    precision: Any = None,
     measure_only: bool = False,
 ) -> Any:
     """The preset's step, at another batch or precision if given.

@@ -164,7 +164,7 @@ def cells(section: Section) -> tuple[list[str], list[list[str]]]:
             line += [""] * 4
         if section.reference is not None:
             r = section.ratios(row)
-            line.append(f"{r.median:.2f} ({r.q1:.2f} – {r.q3:.2f})" if r else "")
+            line.append(f"{ratio(r.median)} ({ratio(r.q1)} – {ratio(r.q3)})" if r else "")
         line += [_cell(row.extra.get(key, "")) for key in extras]
         remark = "" if row.status == OK else row.status
         line.append(": ".join(part for part in (remark, row.note) if part))
@@ -184,6 +184,15 @@ def number(value: float) -> str:
         return f"{value:g}"
     digits = max(0, 2 - math.floor(math.log10(abs(value))))
     return f"{value:,.{digits}f}"
+
+
+def ratio(value: float) -> str:
+    """Two decimals, or three significant digits below 0.1.
+
+    >>> ratio(1.2345), ratio(0.0012345)
+    ('1.23', '0.00123')
+    """
+    return f"{value:.2f}" if value >= 0.1 else number(value)
 
 
 def _cell(value: float | str) -> str:

@@ -7,16 +7,14 @@ noise of their own, as in training.
 
 import argparse
 import contextlib
-import json
 import tempfile
-from pathlib import Path
 from typing import Any
 
 from _bench import rounds, stats
 from _bench.report import DIFFERS, FAILED, OK, SKIPPED, Report, Row, Section
 from _bench.worker import Worker, WorkerError
 
-OURS = "ours"
+OURS, PRODUCT = "ours", "matrix product"
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 """Of loss, KL and gradient norm at the first step, relative to |ours| + 0.01. Two libraries sum in
 different orders: in float32 they agreed to 1e-5 on a CPU; 16-bit convolutions round by 4e-3."""
@@ -64,7 +62,7 @@ def contestants(options: argparse.Namespace) -> dict[str, tuple[str, dict[str, A
         for last in (False, True) if options.channels_last else (False,):
             name = f"torch {'compile' if compiled else 'eager'}{', NHWC' if last else ''}"
             found[name] = ("step_torch", {"compiled": compiled, "channels_last": last})
-    found["matrix product"] = ("matrix_product", {"precision": options.precision})
+    found[PRODUCT] = ("matrix_product", {"precision": options.precision})
     return found
 
 
@@ -116,14 +114,15 @@ def _section(
     peak = options.peak_tflops * 1e12 if options.peak_tflops else None
     peak = peak or peak_flops(device, options.precision)
     product = None
-    if "matrix product" in workers:
-        product = [workers["matrix product"].facts["flops"] / s for s in _s(samples)]
+    if PRODUCT in workers:
+        work = workers[PRODUCT].facts["flops"]
+        product = [work / seconds for seconds in samples[PRODUCT].seconds]
     for name, worker in workers.items():
         row = rows[name]
         row.seconds = samples[name].seconds
         median = stats.summarise(row.seconds).median
-        work = worker.facts.get("flops") if name == "matrix product" else ours["flops"]
-        if name != "matrix product":
+        work = worker.facts["flops"] if name == PRODUCT else ours["flops"]
+        if name != PRODUCT:
             row.extra["images/s"] = batch / median
         row.extra["GFLOP/s"] = work / median / 1e9
         if product:
@@ -131,11 +130,11 @@ def _section(
             row.extra["of product"] = f"{stats.summarise(reached).median:.0%}"
         if peak:
             row.extra["of peak"] = f"{work / median / peak:.1%}"
-        if name != "matrix product":
+        if name != PRODUCT:
             row.extra |= _memory(worker.facts, last[name])
             row.extra["ready after s"] = worker.facts["ready_seconds"]
-    if rows.get("matrix product", Row("")).status == OK:
-        rows["matrix product"].note = workers["matrix product"].facts["what"]
+    if rows.get(PRODUCT, Row("")).status == OK:
+        rows[PRODUCT].note = workers[PRODUCT].facts["what"]
     return Section(
         f"step_{side}_{batch}",
         f"Training step, {side}×{side}, batch {batch}, n_hid {options.n_hid}, {options.blocks} "
@@ -147,13 +146,10 @@ def _section(
             "as XLA counts the program as written, for all contestants.",
             "Memory: MB of the process (on a GPU: of the allocator) at its highest; imports: after "
             "them; ready: until the first step was done, with compiling; steps: while it trained. "
-            "ready after: until the first step was done, without imports.",
+            "ready after: until the first step was done, without imports. Every contestant has a "
+            "process of its own.",
         ],
     )
-
-
-def _s(samples: dict[str, rounds.Samples]) -> list[float]:
-    return samples["matrix product"].seconds
 
 
 def _memory(facts: dict[str, Any], last: dict[str, Any]) -> dict[str, float | str]:
@@ -172,6 +168,8 @@ def disagreement(ours: dict[str, Any], theirs: dict[str, Any], tolerance: float)
     >>> disagreement({"loss": 1.0}, {"loss": 1.5}, 0.1)
     'loss is 1.5, not 1'
     """
+    if theirs.get("platform", ours.get("platform")) != ours.get("platform"):
+        return f"it ran on {theirs['platform']}, ours on {ours['platform']}"
     for name in ("loss", "kl", "grad_norm"):
         if name not in theirs:
             continue
@@ -179,8 +177,3 @@ def disagreement(ours: dict[str, Any], theirs: dict[str, Any], tolerance: float)
         if not abs(a - b) <= tolerance * (abs(a) + 0.01):
             return f"{name} is {b:.5g}, not {a:.5g}"
     return ""
-
-
-def read_json(folder: str, name: str) -> Any:
-    """A small file of the section's folder."""
-    return json.loads(Path(folder, name).read_text(encoding="utf-8"))

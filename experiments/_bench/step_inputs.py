@@ -30,7 +30,7 @@ def prepare(**arguments: Any) -> _Done:
     config = step_jax.configuration(arguments)
     key = jax.random.key(arguments["seed"])
     state = create_state(config, key)
-    tensors = {
+    tensors: dict[str, Any] = {
         f"{half}.{name}": array
         for half in names.HALVES
         for name, array in names.from_flax(config.model, state.params, half).items()

@@ -62,7 +62,8 @@ class Task:
             "import_bytes": imported,
             "ready_bytes": self._peak(),
         }
-        self._counts = device.platform != "cpu" or memory.restart()
+        # JAX cannot count an accelerator's peak anew; that until now includes a first step.
+        self._counts = device.platform == "cpu" and memory.restart()
 
     def _advance(self) -> Any:
         self._state, metrics = self._step(self._state, self._batch, self._key)

@@ -79,6 +79,7 @@ class Task:
         self.call(1)  # with noise of its own
         self.facts: dict[str, Any] = {
             **facts,
+            "platform": "gpu" if self._device.type == "cuda" else "cpu",
             "ready_seconds": time.perf_counter() - started,
             "import_bytes": imported,
             "ready_bytes": self._peak(),

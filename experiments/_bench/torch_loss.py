@@ -72,7 +72,7 @@ def entry(variant: str, inputs: Any, nbytes: float, keep: bool, accelerator: boo
         def mean(loc: torch.Tensor, log_scale: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
             return loss(x, loc, log_scale).mean()
 
-        both = torch.func.grad_and_value(mean, argnums=(0, 1))
+        both: Any = torch.func.grad_and_value(mean, argnums=(0, 1))
         if keep:
             out = torch.empty_like(loc), torch.empty_like(log_scale)
 

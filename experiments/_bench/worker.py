@@ -42,8 +42,6 @@ def environment(changes: Mapping[str, str | None] | None = None) -> dict[str, st
     result = dict(os.environ)
     own = [str(_EXPERIMENTS), str(_EXPERIMENTS.parent)]
     result["PYTHONPATH"] = os.pathsep.join([*own, *filter(None, [result.get("PYTHONPATH")])])
-    # Two libraries share an accelerator in turns: none may take all of its memory.
-    result.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     for name, value in (changes or {}).items():
         if value is None:
             result.pop(name, None)

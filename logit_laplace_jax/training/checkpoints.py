@@ -358,9 +358,14 @@ class Checkpoints:
                 raise ValueError(f"the checksum of {wrong[0]} is wrong")
         except Exception as error:  # Orbax raises many types for a damaged folder
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            raise CheckpointError(
-                f"checkpoint {step} in {self.folder} cannot be read ({reason[:200]}); "
+            before = [other for other in self.steps if other < step]
+            advice = (
                 "delete its folder to go on from the one before"
+                if before
+                else "there is none before it: start again in another --run-dir"
+            )
+            raise CheckpointError(
+                f"checkpoint {step} in {self.folder} cannot be read ({reason[:200]}); {advice}"
             ) from error
         return _state(like, arrays), data["iterator"]
 

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from logit_laplace_jax.models import exchange, openai
-from logit_laplace_jax.models.config import DVAEConfig
 from logit_laplace_jax.training.run_directory import RunError
 from logit_laplace_jax.training.saved import load
 from logit_laplace_jax.training.state import TrainState
@@ -19,7 +18,7 @@ _CONSTANT = ("decoder", "log_scale")
 """The learned scale of some likelihoods."""
 
 
-def read_weights(source: str) -> tuple[DVAEConfig, Any]:
+def read_weights(source: str) -> exchange.Weights:
     """Weights from wherever they are.
 
     Args:
@@ -27,7 +26,7 @@ def read_weights(source: str) -> tuple[DVAEConfig, Any]:
         .pt file with both halves, or two files "ENCODER,DECODER" of either format or OpenAI's .pkl.
 
     Returns:
-      The model's configuration and its float32 parameter tree.
+      The model's configuration, its float32 parameter tree, and what else is known: ``eps``.
 
     Raises:
       ValueError: no such weights, or they cannot be read; one line.
@@ -45,12 +44,11 @@ def read_weights(source: str) -> tuple[DVAEConfig, Any]:
         if not path.exists():
             raise RunError(f"--init-from {path} does not exist")
     if len(paths) == 2:
-        return openai.load(*paths)
+        return exchange.Weights(*openai.load(*paths), {})
     if paths[0].is_dir():
         state = load(paths[0])
-        return state.config.model, state.ema_params
-    weights = exchange.load(paths[0])
-    return weights.config, weights.params
+        return exchange.Weights(state.config.model, state.ema_params, {"eps": state.config.eps})
+    return exchange.load(paths[0])
 
 
 def started_from(state: TrainState, source: str) -> tuple[TrainState, list[str]]:
@@ -69,7 +67,7 @@ def started_from(state: TrainState, source: str) -> tuple[TrainState, list[str]]
     Raises:
       ValueError: as :func:`read_weights`, or the trained model has other sizes.
     """
-    config, params = read_weights(source)
+    config, params, metadata = read_weights(source)
     wanted = state.config.model
     sizes = ("group_count", "n_hid", "n_blk_per_group", "vocab_size", "n_init", "channels")
     wrong = [
@@ -77,6 +75,9 @@ def started_from(state: TrainState, source: str) -> tuple[TrainState, list[str]]
         for name in sizes
         if getattr(config, name) != getattr(wanted, name)
     ]
+    eps = metadata.get("eps", state.config.eps)
+    if eps != state.config.eps:  # the encoder would see other pixels than it was trained on
+        wrong.append(f"eps {eps} there, {state.config.eps} here")
     if wrong:
         raise RunError(f"the weights of {source} are of another model: {'; '.join(wrong)}")
     given = dict(_leaves(params))

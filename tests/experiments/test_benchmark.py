@@ -311,9 +311,7 @@ def test_lean_images_run_what_they_can():
 import sys
 for name in ("tyro", "grain", "tensorflow_datasets", "torch", "PIL", "matplotlib"):
     sys.modules[name] = None
-from _bench import load, options, plot_free
-""".replace(", plot_free", "")
-    code += """
+from _bench import load, options
 for suite in ("loss", "step"):
     options.parse([suite, "--quick"])
     load(suite)
@@ -371,6 +369,7 @@ def test_first_steps_that_disagree_are_marked(bench):
     assert step.disagreement(ours, ours, 1e-3) == ""
     assert step.disagreement(ours, {}, 1e-3) == ""  # a yardstick
     assert "grad_norm" in step.disagreement(ours, ours | {"grad_norm": 2.1}, 1e-3)
+    assert "ran on gpu" in step.disagreement({"platform": "cpu"}, {"platform": "gpu"}, 1e-3)
     assert "kl" in step.disagreement(ours, ours | {"kl": math.nan}, 1e-3)
 
 

@@ -1,73 +1,24 @@
 """evaluate.py --checkpoint: the latest, the best or a numbered one, and clear words otherwise."""
 
-import importlib.util
+import functools
 import json
 import shutil
-import sys
 from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
-from PIL import Image
 
 from logit_laplace_jax.training import loop, records
 from logit_laplace_jax.training.checkpoints import Checkpoints
 
+pytestmark = pytest.mark.usefixtures("compile_once")
+
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory):
-    """Compile at once rather than well, and each program once for all runs of this module."""
-    changed = {
-        "jax_disable_most_optimizations": True,
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: jax.config.values[name] for name in changed}
-    for name, value in changed.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
 @pytest.fixture
-def here(tmp_path, monkeypatch, capfd):
-    """Run evaluate.py's main in this process (four devices), in an empty folder.
-
-    Returns a function of arguments that gives exit status, stdout, stderr and the files that were
-    written, removed or changed under the folder.
-    """
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, args)])
-        spec = importlib.util.spec_from_file_location(
-            "script_evaluate", EXPERIMENTS / "evaluate.py"
-        )
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, spec.name, module)
-        before = snapshot(tmp_path)
-        capfd.readouterr()
-        status = 0
-        try:
-            spec.loader.exec_module(module)
-            module.run_script(module.main)
-        except SystemExit as stop:
-            status = stop.code or 0
-        out, err = capfd.readouterr()
-        after = snapshot(tmp_path)
-        changed = {str(p) for p in before.keys() | after.keys() if before.get(p) != after.get(p)}
-        return status, out, err, changed
-
-    return run
+def here(run_script):
+    """Run evaluate.py: exit status, stdout, stderr and the files that changed."""
+    return functools.partial(run_script, "evaluate.py")
 
 
 def snapshot(folder):
@@ -104,15 +55,8 @@ def config_of(run_dir, data, **changes):
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("photographs")
-    for split, count in (("train", 3), ("val", 2)):
-        (root / split).mkdir()
-        for i in range(count):
-            y, x = np.mgrid[:20, :24]
-            pixels = np.stack([8 * y + 20 * i, 6 * x, 5 * (x + y)], axis=-1).astype(np.uint8)
-            Image.fromarray(pixels).save(root / split / f"{i}.png")
-    return f"folder:{root}"
+def data(photographs):
+    return f"folder:{photographs}"
 
 
 @pytest.fixture(scope="module")

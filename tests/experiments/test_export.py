@@ -1,9 +1,7 @@
 """export.py as a user runs it."""
 
 import dataclasses
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import jax
@@ -41,26 +39,9 @@ def write_run(folder, model=TINY, **options):
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch, capfd):
-    """Run export.py's main in an empty folder; gives exit status, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["export.py", *map(str, args)])
-        spec = importlib.util.spec_from_file_location("script_export", EXPERIMENTS / "export.py")
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, spec.name, module)
-        capfd.readouterr()
-        status = 0
-        try:
-            spec.loader.exec_module(module)
-            module.run_script(module.main)
-        except SystemExit as stop:
-            status = stop.code or 0
-        return status, *capfd.readouterr()
-
-    return run
+def here(run_script):
+    """Run export.py: exit status, stdout and stderr."""
+    return lambda *args: run_script("export.py", *args)[:3]
 
 
 def assert_same(got, expected):

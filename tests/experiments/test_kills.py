@@ -18,7 +18,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 
 from logit_laplace_jax.training import loop, records
 
@@ -224,15 +223,10 @@ STACK = {
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(paint, tmp_path_factory):
     """A folder of images, and one for compiled functions that all runs share."""
     root = tmp_path_factory.mktemp("place")
-    for split, count in (("train", 3), ("val", 2)):
-        (root / "images" / split).mkdir(parents=True)
-        for i in range(count):
-            y, x = np.mgrid[:20, :24]
-            pixels = np.stack([8 * y + 20 * i, 6 * x, 5 * (x + y)], axis=-1).astype(np.uint8)
-            Image.fromarray(pixels).save(root / "images" / split / f"{i}.png")
+    paint(root / "images", {"train": 3, "val": 2})
     return root
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 
 from logit_laplace_jax.training import devices, loop, processes, records
 from logit_laplace_jax.training.run_directory import RunError, read_config
@@ -43,18 +42,8 @@ one; the rest is for machines on which much else runs."""
 # --- Processes --------------------------------------------------------------------------------
 
 
-def paint(folder, counts):
-    """A folder of images."""
-    for split, count in counts.items():
-        (folder / split).mkdir(parents=True)
-        for i in range(count):
-            y, x = np.mgrid[:20, :24]
-            pixels = np.stack([8 * y + 20 * i, 6 * x, 5 * (x + y)], axis=-1).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / split / f"{i}.png")
-
-
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(paint, tmp_path_factory):
     """A folder of images, and one for compiled functions that all processes share."""
     root = tmp_path_factory.mktemp("place")
     paint(root / "here" / "images", {"train": 3, "val": 2})

@@ -1,7 +1,6 @@
 """train.py, evaluate.py and reconstruct.py as a user runs them."""
 
 import contextlib
-import importlib.util
 import json
 import os
 import random
@@ -30,15 +29,10 @@ TIMING = {"images_per_second", "data_wait_share"}
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(paint, tmp_path_factory):
     """A folder of images, and one for compiled functions that all processes share."""
     root = tmp_path_factory.mktemp("place")
-    for split, count in (("train", 3), ("val", 2)):
-        (root / "images" / split).mkdir(parents=True)
-        for i in range(count):
-            y, x = np.mgrid[:20, :24]
-            pixels = np.stack([8 * y + 20 * i, 6 * x, 5 * (x + y)], axis=-1).astype(np.uint8)
-            Image.fromarray(pixels).save(root / "images" / split / f"{i}.png")
+    paint(root / "images", {"train": 3, "val": 2})
     return root
 
 
@@ -93,34 +87,8 @@ def finish(process):
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch, capfd):
-    """Run a script's main in this process (four devices), in an empty folder.
-
-    Returns a function of script and arguments that gives exit status, stdout, stderr and the
-    files that were written, removed or changed under the folder.
-    """
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
-
-    def run(script, *args):
-        monkeypatch.setattr(sys, "argv", [script, *map(str, args)])
-        spec = importlib.util.spec_from_file_location(f"script_{script[:-3]}", EXPERIMENTS / script)
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, spec.name, module)
-        before = snapshot(tmp_path)
-        capfd.readouterr()
-        status = 0
-        try:
-            spec.loader.exec_module(module)
-            module.run_script(module.main)
-        except SystemExit as stop:
-            status = stop.code or 0
-        out, err = capfd.readouterr()
-        after = snapshot(tmp_path)
-        changed = {str(p) for p in before.keys() | after.keys() if before.get(p) != after.get(p)}
-        return status, out, err, changed
-
-    return run
+def here(run_script):
+    return run_script
 
 
 def snapshot(folder):

@@ -1,7 +1,7 @@
 """tokens.py as a user runs it: images to tokens and back, killed, resumed, refused."""
 
 import dataclasses
-import importlib.util
+import functools
 import json
 import os
 import signal
@@ -90,30 +90,9 @@ def snapshot(folder):
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch, capfd):
-    """Run tokens.py in this process, in an empty folder: status, stdout, stderr, changes."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["tokens.py", *map(str, args)])
-        spec = importlib.util.spec_from_file_location("script_tokens", EXPERIMENTS / "tokens.py")
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, spec.name, module)
-        before = snapshot(tmp_path)
-        capfd.readouterr()
-        status = 0
-        try:
-            spec.loader.exec_module(module)
-            module.run_script(module.main)
-        except SystemExit as stop:
-            status = stop.code or 0
-        out, err = capfd.readouterr()
-        after = snapshot(tmp_path)
-        changed = {p for p in before.keys() | after.keys() if before.get(p) != after.get(p)}
-        return status, out, err, changed
-
-    return run
+def here(run_script):
+    """Run tokens.py: exit status, stdout, stderr and the files that changed."""
+    return functools.partial(run_script, "tokens.py")
 
 
 def assert_refused(result, *words):

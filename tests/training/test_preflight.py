@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import importlib.util
 import os
 import re
 import subprocess
@@ -12,14 +11,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
-from PIL import Image
 
 from logit_laplace_jax.models.config import DVAEConfig
 from logit_laplace_jax.training import devices, loop, preflight, records
 from logit_laplace_jax.training.config import Launch, TrainConfig
 from logit_laplace_jax.training.schedules import Schedule
 from logit_laplace_jax.training.step import elbo_loss, train_step
+
+pytestmark = pytest.mark.usefixtures("compile_once")
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "experiments"
@@ -39,48 +38,12 @@ WIDE = TrainConfig(
 ).resolved()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory):
-    """Compile at once rather than well, and each program once for all runs of this module."""
-    changed = {
-        "jax_disable_most_optimizations": True,
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: jax.config.values[name] for name in changed}
-    for name, value in changed.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
 @pytest.fixture
-def here(tmp_path, monkeypatch, capfd):
-    """Run train.py's main in this process (four devices), in an empty folder.
-
-    Returns a function of arguments that gives exit status, stdout, stderr and what is in the
-    folder afterwards.
-    """
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+def here(run_script, tmp_path):
+    """Run train.py: exit status, stdout, stderr and what is in the folder afterwards."""
 
     def run(*args):
-        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, args)])
-        spec = importlib.util.spec_from_file_location("script_train", EXPERIMENTS / "train.py")
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, spec.name, module)
-        capfd.readouterr()
-        status = 0
-        try:
-            spec.loader.exec_module(module)
-            module.run_script(module.main)
-        except SystemExit as stop:
-            status = stop.code or 0
-        out, err = capfd.readouterr()
+        status, out, err, _ = run_script("train.py", *args)
         return status, out, err, sorted(path.name for path in tmp_path.iterdir())
 
     return run
@@ -310,18 +273,6 @@ def test_collectives_of_a_compiled_program():
 
 
 # --- The report of a run ---------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory):
-    root = tmp_path_factory.mktemp("photographs")
-    for split, count in (("train", 3), ("val", 2)):
-        (root / split).mkdir()
-        for i in range(count):
-            y, x = np.mgrid[:20, :24]
-            pixels = np.stack([8 * y + 20 * i, 6 * x, 5 * (x + y)], axis=-1).astype(np.uint8)
-            Image.fromarray(pixels).save(root / split / f"{i}.png")
-    return root
 
 
 @pytest.fixture(scope="module")

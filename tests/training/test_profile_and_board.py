@@ -13,7 +13,6 @@ import time
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 from logit_laplace_jax.data import pipeline, sources
@@ -22,39 +21,10 @@ from logit_laplace_jax.training import loop, records
 from logit_laplace_jax.training.config import Launch, TrainConfig
 from logit_laplace_jax.training.schedules import Schedule
 
+pytestmark = pytest.mark.usefixtures("compile_once")
+
 STEPS = 6
 TIMING = {"images_per_second", "data_wait_share"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory):
-    """Compile at once rather than well, and each program once for all runs of this module."""
-    changed = {
-        "jax_disable_most_optimizations": True,
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: jax.config.values[name] for name in changed}
-    for name, value in changed.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory):
-    root = tmp_path_factory.mktemp("photographs")
-    for split, count in (("train", 3), ("val", 2)):
-        (root / split).mkdir()
-        for i in range(count):
-            y, x = np.mgrid[:20, :24]
-            pixels = np.stack([8 * y + 20 * i, 6 * x, 5 * (x + y)], axis=-1).astype(np.uint8)
-            Image.fromarray(pixels).save(root / split / f"{i}.png")
-    return root
 
 
 @pytest.fixture(scope="module")

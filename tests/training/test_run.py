@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 from logit_laplace_jax.models.config import DVAEConfig
@@ -28,18 +27,8 @@ TIMING = {"images_per_second", "data_wait_share"}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory):
-    """Compile at once rather than well, and each function once for all runs of this module."""
-    changed = {
-        "jax_disable_most_optimizations": True,
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: jax.config.values[name] for name in changed}
-    for name, value in changed.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+def steps_once(compile_once):
+    """Each step once for all runs of this module, in memory too."""
     compiled = {}
     real = devices.Layout.compile
 
@@ -52,22 +41,6 @@ def compile_once(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices.Layout, "compile", compile_)
         yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory):
-    """A folder of images with a gradient each: three for training, two held out."""
-    root = tmp_path_factory.mktemp("photographs")
-    for split, count in (("train", 3), ("val", 2)):
-        (root / split).mkdir()
-        for i in range(count):
-            y, x = np.mgrid[:20, :24]
-            pixels = np.stack([8 * y + 20 * i, 6 * x, 5 * (x + y)], axis=-1).astype(np.uint8)
-            Image.fromarray(pixels).save(root / split / f"{i}.png")
-    return root
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
-from PIL import Image
 
 from logit_laplace_jax.models import Tokenizer, exchange, openai
 from logit_laplace_jax.models.config import DVAEConfig
@@ -23,42 +21,13 @@ from logit_laplace_jax.training.schedules import Schedule
 from logit_laplace_jax.training.state import create_state
 from logit_laplace_jax.training.step import train_step
 
+pytestmark = pytest.mark.usefixtures("compile_once")
+
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "models" / "data"  # of a model with the sizes of MODEL below
 MODEL = DVAEConfig(group_count=2, n_hid=4, n_blk_per_group=1, vocab_size=8, n_init=4)
 STEPS = 4
 TIMING = {"images_per_second", "data_wait_share"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory):
-    """Compile at once rather than well, and each program once for all runs of this module."""
-    changed = {
-        "jax_disable_most_optimizations": True,
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: jax.config.values[name] for name in changed}
-    for name, value in changed.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory):
-    root = tmp_path_factory.mktemp("photographs")
-    for split, count in (("train", 3), ("val", 2)):
-        (root / split).mkdir()
-        for i in range(count):
-            y, x = np.mgrid[:20, :24]
-            pixels = np.stack([8 * y + 20 * i, 6 * x, 5 * (x + y)], axis=-1).astype(np.uint8)
-            Image.fromarray(pixels).save(root / split / f"{i}.png")
-    return root
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +191,14 @@ def test_other_sizes_are_refused(base, source, tmp_path, model, words):
         assert "\n" not in message
         assert all(word in message for word in words)
         assert message.count(" there, ") == len(model)  # and no other field
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_eps_is_refused(base, source, tmp_path):
+    # Its encoder would see other pixels than it was trained on.
+    folder, _ = source
+    with pytest.raises(loop.RunError, match=r"eps 0\.1 there, 0\.2 here"):
+        start(base, tmp_path, init_from=str(folder / "run"), eps=0.2)
     assert not list(tmp_path.iterdir())
 
 
