@@ -112,12 +112,16 @@ def _log_ratio(logits: jax.Array) -> jax.Array:
     """ln(p_i V), where p = softmax(logits): the log ratio to the uniform distribution.
 
     Taken from the differences to the largest logit by log1p and expm1, it keeps its relative
-    precision where p is nearly uniform and the ratio nearly 1.
+    precision where p is nearly uniform and the ratio nearly 1. Where p is concentrated the mean of
+    expm1 is near -1 and its rounding would count V times over: there the mean of exp is taken.
     """
     centred = logits - jnp.max(logits, axis=-1, keepdims=True)
     # exp(-1000) is 0 in either precision; without a floor a logit of -inf would give 0 * inf.
     centred = jnp.maximum(centred, -1000)
-    return centred - jnp.log1p(jnp.mean(jnp.expm1(centred), axis=-1, keepdims=True))
+    excess = jnp.mean(jnp.expm1(centred), axis=-1, keepdims=True)
+    mean = jnp.mean(jnp.exp(centred), axis=-1, keepdims=True)
+    log_mean = jnp.where(excess > -0.5, jnp.log1p(jnp.maximum(excess, -0.5)), jnp.log(mean))
+    return centred - log_mean
 
 
 @jax.custom_jvp

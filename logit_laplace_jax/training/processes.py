@@ -60,6 +60,8 @@ def initialize(
         raise RunError(f"--process-id must lie in [0, {num_processes}), got {process_id}")
     if coordinator is not None and process_id != 0:
         _reach(coordinator)
+    elif coordinator is not None:
+        _check_free(coordinator)
     try:
         jax.distributed.initialize(
             coordinator,
@@ -72,6 +74,23 @@ def initialize(
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         hint = "" if all(given) else "; give --coordinator, --num-processes and --process-id"
         raise RunError(f"the run's processes could not be joined ({reason[:200]}){hint}") from error
+
+
+def _check_free(coordinator: str) -> None:
+    """Makes sure that process 0 can listen: JAX's runtime would crash this process.
+
+    Raises:
+      RunError: another program has the port.
+    """
+    port = coordinator.rpartition(":")[2]
+    try:
+        with socket.create_server(("", int(port))):  # where JAX's runtime listens too
+            return
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RunError(
+            f"process 0 cannot listen on port {port} of --coordinator ({reason}): take another one"
+        ) from None
 
 
 def _reach(coordinator: str) -> None:
