@@ -43,8 +43,9 @@ def main(args: list[str]) -> None:
             fail(f"the preset comes first: train.py {word} --options")
     presets = "\n".join(f"  {name:<11}{text}" for name, text in PRESETS.items())
     for flag, source in FOLLOWS.items():
-        if any(arg.split("=")[0] == f"--{flag.replace('_', '-')}" for arg in args):
-            fail(f"--{flag.replace('_', '-')} follows --{source}: give that")
+        option = f"--{flag}".replace("_", "-")
+        if any(arg.split("=")[0].replace("_", "-") == option for arg in args):
+            fail(f"{option} follows --{source}: give that")
 
     @dataclasses.dataclass(frozen=True)
     class Command:

@@ -174,6 +174,7 @@ def test_help_of_a_preset_shows_its_defaults(here, preset):
         (["smoke", "--data", "tfds:no_such_set", "--data-dir", "tf"], ["'no_such_set'"]),
         (["smoke", "--model.dtype", "float16"], ["--model.dtype follows --precision"]),
         (["smoke", "--model.stats-per-channel=4"], ["follows --likelihood"]),
+        (["smoke", "--model.constant_scale", "shared"], ["follows --scale"]),
         (["smoke", "--precision", "int8"], ["int8", "bfloat16"]),
         (["smoke", "--accumulate", "3"], ["batch size 8", "3 equal parts"]),
         (["smoke", "--fsdp", "--parallel", "pmap"], ["fsdp needs --parallel mesh"]),
