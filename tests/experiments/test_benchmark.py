@@ -60,7 +60,10 @@ def without(monkeypatch):
 
     def hide(*names):
         for name in names:
-            monkeypatch.setitem(sys.modules, name, None)
+            # What another test has loaded below it too.
+            below = [loaded for loaded in sys.modules if loaded.startswith(f"{name}.")]
+            for module in (name, *below):
+                monkeypatch.setitem(sys.modules, module, None)
 
     return hide
 

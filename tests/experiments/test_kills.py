@@ -82,6 +82,8 @@ def run(out, err, where, args, folder, pattern, count, trace):
         flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         os.dup2(os.open(path, flags, 0o644), number)
     sys.stdout.reconfigure(line_buffering=True)
+    # As in a terminal, also where the tests run in the background and SIGINT is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     faulthandler.register(signal.SIGUSR1, open(where, "w"), all_threads=False)
     if pattern or trace:
         watch(folder, pattern, count, where, trace)

@@ -340,7 +340,7 @@ def test_another_configuration_is_refused(here, place, reference, tmp_path):
     assert_refused(here("train.py", *args), *words, script="train.py")
 
 
-def test_a_damaged_checkpoint_is_refused(here, place, reference, tmp_path):
+def test_a_damaged_checkpoint_is_named(here, place, reference, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(reference[0], folder)
     args = options(place, folder)
@@ -348,15 +348,17 @@ def test_a_damaged_checkpoint_is_refused(here, place, reference, tmp_path):
         if path.is_file():
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     image = next((place / "images").rglob("*.png"))
-    for script, rest in (
-        ("train.py", args),
-        ("evaluate.py", [folder]),
-        ("reconstruct.py", [folder, image]),
-    ):
+    for script, rest in (("evaluate.py", [folder]), ("reconstruct.py", [folder, image])):
         status, _, err, _ = here(script, *rest)
         assert status == 2
         assert len(err.splitlines()) == 1, err
         assert f"checkpoint {STEPS}" in err
+    # Training goes on from the one before.
+    status, out, err, _ = here("train.py", *args)
+    assert (status, err) == (0, "")
+    assert f"damaged   checkpoint {STEPS}" in out
+    assert "resuming  at step" in out
+    assert (folder / "checkpoints" / f"{STEPS}.damaged").is_dir()
 
 
 def test_a_loss_that_is_not_finite_is_status_1(place, tmp_path):
