@@ -1,22 +1,17 @@
 """train.py, evaluate.py and reconstruct.py as a user runs them."""
 
-import contextlib
 import json
 import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from logit_laplace_jax.training import loop, records
+from logit_laplace_jax.training import records
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -248,41 +243,6 @@ def without_timing(folder):
     return [{k: v for k, v in row.items() if k not in TIMING} for row in rows]
 
 
-def assert_same_run(folder, reference):
-    got, want = loop.load(folder), loop.load(reference)
-    assert int(got.step) == STEPS
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        (got.step, got.params, got.ema_params, got.opt_state),
-        (want.step, want.params, want.ema_params, want.opt_state),
-    )
-    rows = without_timing(folder)
-    assert [r["step"] for r in rows if r["split"] == "train"] == list(range(1, STEPS + 1))
-    assert rows == without_timing(reference)
-    assert (folder / "summary.json").read_bytes() == (reference / "summary.json").read_bytes()
-    for picture in (reference / "reconstructions").iterdir():
-        assert (folder / "reconstructions" / picture.name).read_bytes() == picture.read_bytes()
-
-
-def interrupt(place, folder, number, after):
-    """Starts or resumes a run, and sends it a signal soon after a checkpoint past `after`."""
-    process = start(place, "train.py", *options(place, folder))
-    deadline = time.monotonic() + 240
-
-    def saved():
-        with contextlib.suppress(FileNotFoundError):
-            names = [p.name for p in (folder / "checkpoints").iterdir()]
-            return max((int(name) for name in names if name.isdigit()), default=0)
-        return 0
-
-    while saved() < after and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    # Somewhere between two checkpoints, or in the middle of one: never the same place twice.
-    time.sleep(random.uniform(0, 0.05))
-    process.send_signal(number)
-    return finish(process)
-
-
 def test_the_directory(reference):
     folder, out = reference
     assert {p.name for p in folder.iterdir()} >= {
@@ -292,33 +252,6 @@ def test_the_directory(reference):
         assert {"step", "split"} <= row.keys()
     assert "PSNR" in out
     assert f"evaluate.py {folder}" in out
-
-
-def test_killed_twice_and_resumed_is_unbroken(place, reference, tmp_path):
-    for after in (10, 40):
-        status, out, err = interrupt(place, tmp_path / "run", signal.SIGKILL, after)
-        assert status == -signal.SIGKILL, (out, err)
-    status, out, err = finish(start(place, "train.py", *options(place, tmp_path / "run")))
-    assert status == 0, err
-    assert "resuming" in out
-    assert_same_run(tmp_path / "run", reference[0])
-
-
-def test_signals_save_and_say_so(place, reference, tmp_path):
-    folder = tmp_path / "run"
-    for number, expected, after in ((signal.SIGTERM, 143, 10), (signal.SIGINT, 130, 40)):
-        status, out, err = interrupt(place, folder, number, after)
-        assert (status, err) == (expected, ""), (out, err)
-        last = out.splitlines()[-1]
-        assert f"stopped by {number.name} after step" in last
-        step = int(last.split("after step ")[1].split(";")[0])
-        # Nothing is lost: the checkpoint and the last row are of that very step.
-        assert (folder / "checkpoints" / str(step)).is_dir()
-        assert without_timing(folder)[-1]["step"] == step
-    status, out, err = finish(start(place, "train.py", *options(place, folder)))
-    assert status == 0, err
-    assert f"resuming  at step {step}" in out
-    assert_same_run(folder, reference[0])
 
 
 def test_the_same_command_on_a_finished_run_changes_nothing(place, reference):
