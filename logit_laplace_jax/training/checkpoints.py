@@ -144,17 +144,20 @@ def _silence_threads() -> None:
     """
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     logging.getLogger("asyncio").addFilter(_RAISED)  # does nothing the second time
-    before = sys.unraisablehook
-    if getattr(before, "ignores_closed_loops", False):
-        return
+    if not isinstance(sys.unraisablehook, _IgnoresClosedLoops):
+        sys.unraisablehook = _IgnoresClosedLoops(sys.unraisablehook)
 
-    def hook(unraisable: Any) -> None:
+
+@dataclasses.dataclass(frozen=True)
+class _IgnoresClosedLoops:
+    """A hook for exceptions that nobody can catch: passes on all but those of a closed loop."""
+
+    before: Callable[[Any], Any]
+
+    def __call__(self, unraisable: Any) -> None:
         error = unraisable.exc_value
         if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
-            before(unraisable)
-
-    hook.ignores_closed_loops = True  # type: ignore[attr-defined]
-    sys.unraisablehook = hook
+            self.before(unraisable)
 
 
 class Checkpoints:
