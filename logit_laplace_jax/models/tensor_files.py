@@ -90,7 +90,6 @@ def _problems_of(path: Path) -> Iterator[None]:
         ArithmeticError,
         EOFError,
         LookupError,
-        NotImplementedError,
         RuntimeError,
         TypeError,
         ValueError,
