@@ -8,6 +8,7 @@
 """
 
 from logit_laplace_jax import likelihoods as likelihoods
+from logit_laplace_jax.checks import debug_checks
 from logit_laplace_jax.distribution import (
     cdf,
     central_interval,
@@ -41,6 +42,7 @@ __all__ = [
     "bits_per_dim",
     "cdf",
     "central_interval",
+    "debug_checks",
     "entropy",
     "fisher_information",
     "fit",

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.experimental import checkify
 from jax.typing import ArrayLike
 
 from logit_laplace_jax import distribution
+from logit_laplace_jax.checks import check
 
 
 def check_eps(eps: float) -> float:
@@ -56,8 +56,8 @@ def look_up(table: np.ndarray, pixels: Array) -> Array:
     return jnp.asarray(table).at[pixels.astype(jnp.int32)].get(mode="promise_in_bounds")
 
 
-def as_uint8(pixels: ArrayLike, name: str = "pixels") -> Array:
-    """Returns ``pixels`` as an array.
+def as_uint8(pixels: ArrayLike, name: str = "pixels") -> Array | np.ndarray:
+    """Returns ``pixels`` as an array, of JAX or as it came: a jitted call takes either.
 
     Raises:
       TypeError: its dtype is not uint8.
@@ -65,10 +65,10 @@ def as_uint8(pixels: ArrayLike, name: str = "pixels") -> Array:
     >>> as_uint8(np.zeros(2, np.uint8)).dtype.name
     'uint8'
     """
-    dtype = pixels.dtype if hasattr(pixels, "dtype") else np.asarray(pixels).dtype
-    if dtype != np.uint8:
-        raise TypeError(f"{name} must be uint8 values 0..255, got dtype {dtype}")
-    return jnp.asarray(pixels)
+    array = pixels if isinstance(pixels, Array | np.ndarray) else np.asarray(pixels)
+    if array.dtype != np.uint8:
+        raise TypeError(f"{name} must be uint8 values 0..255, got dtype {array.dtype}")
+    return array
 
 
 def map_pixels(pixels: ArrayLike, eps: float = 0.1) -> Array:
@@ -106,8 +106,8 @@ def map_pixels(pixels: ArrayLike, eps: float = 0.1) -> Array:
 @jax.jit
 def _map_floats(values: Array, width: ArrayLike, eps: ArrayLike) -> Array:
     (values,) = distribution.working_arrays(pixels=values)
-    checkify.debug_check(
-        jnp.all((values >= 0) & (values <= 1)), "floating-point pixels must lie in [0, 1]"
+    check(
+        lambda: jnp.all((values >= 0) & (values <= 1)), "floating-point pixels must lie in [0, 1]"
     )
     width, low, high = (lax.convert_element_type(c, values.dtype) for c in (width, eps, 1.0 - eps))
     # From the nearer end, so that 1 does not land a rounding error above 1 - ε.

@@ -662,23 +662,46 @@ OF_PARAMETERS = {
 @pytest.mark.parametrize("name", OF_PARAMETERS)
 def test_checkify_reports_parameters_that_are_not_finite(name):
     checked = jax.jit(checkify.checkify(OF_PARAMETERS[name]))
-    assert checked(jnp.float32(0.2), jnp.float32(-1))[0].get() is None
-    for loc, log_scale in BAD_PARAMETERS:
-        message = checked(jnp.float32(loc), jnp.float32(log_scale))[0].get()
-        assert message is not None, (loc, log_scale)
-        assert ("log_scale" if loc == 0 else "loc") in message
+    with ll.debug_checks():
+        assert checked(jnp.float32(0.2), jnp.float32(-1))[0].get() is None
+        for loc, log_scale in BAD_PARAMETERS:
+            message = checked(jnp.float32(loc), jnp.float32(log_scale))[0].get()
+            assert message is not None, (loc, log_scale)
+            assert ("log_scale" if loc == 0 else "loc") in message
 
 
 @pytest.mark.parametrize("f", [ll.log_prob, ll.logit_laplace_loss])
 def test_checkify_reports_x_outside_the_interval(f):
     checked = checkify.checkify(jax.jit(jax.vmap(f, (0, None, None))))
-    assert checked(X[:, 0], 0.0, 0.0)[0].get() is None
-    for bad in (-0.1, 0.0, 1.0, 1.5, np.nan):
-        error, _ = checked(np.float32([0.5, bad]), 0.0, 0.0)
-        with pytest.raises(checkify.JaxRuntimeError, match="x"):
-            error.throw()
-    error, _ = checkify.checkify(jax.grad(f, 1))(jnp.float32(2), 0.0, 0.0)
-    assert error.get() is not None
+    with ll.debug_checks():
+        assert checked(X[:, 0], 0.0, 0.0)[0].get() is None
+        for bad in (-0.1, 0.0, 1.0, 1.5, np.nan):
+            error, _ = checked(np.float32([0.5, bad]), 0.0, 0.0)
+            with pytest.raises(checkify.JaxRuntimeError, match="x"):
+                error.throw()
+        error, _ = checkify.checkify(jax.grad(f, 1))(jnp.float32(2), 0.0, 0.0)
+        assert error.get() is not None
+
+
+def test_checks_are_switched_by_block_and_seen_through_the_cache_of_jit():
+    f = jax.jit(ll.log_prob)
+    checked = checkify.checkify(f)
+    bad = (jnp.float32(2), 0.0, 0.0)
+    assert checked(*bad)[0].get() is None
+    with ll.debug_checks():
+        assert checked(*bad)[0].get() is not None
+        with ll.debug_checks(False):
+            assert checked(*bad)[0].get() is None
+        assert f(*bad) == -jnp.inf  # without checkify nothing is raised
+    assert checked(*bad)[0].get() is None
+
+
+@pytest.mark.parametrize("name", OF_PARAMETERS)
+def test_nothing_of_the_checks_is_left_in_a_program(name):
+    # An effect would send every call of the compiled program through Python.
+    assert not jax.make_jaxpr(OF_PARAMETERS[name])(0.0, 0.0).effects
+    with ll.debug_checks():
+        assert jax.make_jaxpr(OF_PARAMETERS[name])(0.0, 0.0).effects
 
 
 @pytest.mark.parametrize("name", OF_PARAMETERS)

@@ -12,8 +12,8 @@ Logarithms are natural: densities are in nats.
 
 Three choices make the results exact to rounding and total:
 
-* logit x is ``log1p((1 - 2m) / m)`` with m = min(x, 1 - x), and carries the sign of x - 1/2.
-  The usual ln x - ln(1 - x) cancels near x = 1/2; this form has a small *relative* error there,
+* logit x is 2 atanh(2x - 1) near x = 1/2, and ln(x / (1 - x)) far from it. The usual
+  ln x - ln(1 - x) cancels near 1/2; 2x - 1 is exact there, so that the *relative* error is small,
   which is what a sharp scale b multiplies.
 * Subnormal x is read through its bits, because CPUs and accelerators under XLA flush subnormal
   operands to zero: ``x > 0`` is False for them, and their logarithm is wrong.

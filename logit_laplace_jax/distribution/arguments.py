@@ -2,8 +2,9 @@
 
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.experimental import checkify
 from jax.typing import ArrayLike
+
+from logit_laplace_jax.checks import check
 
 
 def working_arrays(**named: ArrayLike) -> list[Array]:
@@ -66,13 +67,9 @@ def reject_integers(name: str, value: ArrayLike) -> None:
 
 
 def debug_parameters(loc: Array, log_scale: Array) -> None:
-    """Range checks that run only in a caller functionalised by ``checkify.checkify``.
+    """Checks both for NaN and infinity, under :func:`logit_laplace_jax.debug_checks`.
 
-    >>> def f(m):
-    ...     debug_parameters(m, m)
-    >>> error, _ = checkify.checkify(f)(jnp.array(jnp.nan))
-    >>> "loc must be finite" in error.get()
-    True
+    >>> debug_parameters(jnp.array(jnp.nan), jnp.array(0.0))
     """
-    checkify.debug_check(jnp.all(jnp.isfinite(loc)), "loc must be finite")
-    checkify.debug_check(jnp.all(jnp.isfinite(log_scale)), "log_scale must be finite")
+    check(lambda: jnp.all(jnp.isfinite(loc)), "loc must be finite")
+    check(lambda: jnp.all(jnp.isfinite(log_scale)), "log_scale must be finite")

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.experimental import checkify
 from jax.typing import ArrayLike
 
+from logit_laplace_jax.checks import check
 from logit_laplace_jax.distribution import elementary
 from logit_laplace_jax.distribution.arguments import broadcast, debug_parameters, reject_integers
 from logit_laplace_jax.distribution.elementary import LN2, weighted_tangents
@@ -18,11 +18,10 @@ def standardise(t: Array, loc: Array, log_scale: Array) -> tuple[Array, Array]:
     """(|t - μ| / b, sign(t - μ) / b), both 0 at a tie, however small b is."""
     d = t - loc
     inv_scale = jnp.exp(-log_scale)
-    tie = d == 0
-    return (
-        jnp.where(tie, 0.0, jnp.abs(d) * inv_scale),
-        jnp.where(tie, 0.0, jnp.sign(d) * inv_scale),
-    )
+    distance = jnp.where(d == 0, 0.0, jnp.abs(d) * inv_scale)
+    # The last d is 0 or NaN.
+    slope = jnp.where(d > 0, inv_scale, jnp.where(d < 0, -inv_scale, d))
+    return distance, slope
 
 
 def laplace_nll(t: Array, loc: Array, log_scale: Array) -> Array:
@@ -51,7 +50,8 @@ def laplace_nll_partials(t: Array, loc: Array, log_scale: Array) -> tuple[Array,
 def _log_prob(x: Array, loc: Array, log_scale: Array) -> Array:
     inside = elementary.inside(x)
     safe = jnp.where(inside | jnp.isnan(x), x, 0.5)
-    value = -(laplace_nll(elementary.logit(safe), loc, log_scale) + elementary.log_jacobian(safe))
+    t = elementary.logit(safe)
+    value = -(laplace_nll(t, loc, log_scale) + elementary.log_jacobian_at(safe, t))
     # The second condition keeps the NaN of a NaN parameter.
     return jnp.where(inside | jnp.isnan(value), value, -jnp.inf)
 
@@ -114,7 +114,7 @@ def log_prob(x: ArrayLike, loc: ArrayLike, log_scale: ArrayLike) -> Array:
     """
     reject_integers("x", x)
     x, loc, log_scale = broadcast(x=x, loc=loc, log_scale=log_scale)
-    checkify.debug_check(jnp.all((x > 0) & (x < 1)), "x must lie in (0, 1)")
+    check(lambda: jnp.all((x > 0) & (x < 1)), "x must lie in (0, 1)")
     debug_parameters(loc, log_scale)
     return _log_prob(x, loc, log_scale)
 

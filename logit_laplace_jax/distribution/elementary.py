@@ -58,24 +58,46 @@ def divide(c: Array, x: Array) -> Array:
 def saturate(y: Array) -> Array:
     """Replaces ±inf by the largest finite numbers; NaN stays."""
     largest = jnp.finfo(y.dtype).max
-    return jnp.clip(y, -largest, largest)
+    # Not by clip: a minimum that hands NaN on takes three instructions where a choice takes two.
+    return jnp.where(y > largest, largest, jnp.where(y < -largest, -largest, y))
+
+
+def twice_atanh(s: Array) -> Array:
+    """2 atanh(s) = ln((1 + s)/(1 - s)) for |s| <= 1/3, with small relative error."""
+    # The first term left out is below 2**-26 (float32) or 2**-58 of the sum.
+    terms = 7 if s.dtype == jnp.float32 else 17
+    w = s * s
+    series = jnp.full_like(s, 2.0 / (2 * terms - 1))
+    for k in reversed(range(terms - 1)):
+        series = series * w + 2.0 / (2 * k + 1)
+    return series * s
 
 
 @jax.custom_jvp
 def logit(x: Array) -> Array:
     """ln(x / (1 - x)) for 0 < x < 1, with small relative error also near 1/2."""
-    # 1 - x is exact where it is the smaller one (x >= 1/2), and 1 - 2m where it cancels.
-    upper = x > 0.5
-    m = jnp.where(upper, 1.0 - x, x)
-    small, _, _ = subnormal(m)
-    magnitude = jnp.where(small, -log(m), jnp.log1p((1.0 - 2.0 * m) / m))
-    return jnp.where(upper, magnitude, -magnitude)
+    # Near 1/2 the logarithm of a rounded quotient would keep no relative accuracy, and 2x - 1 is
+    # exact.
+    s = 2.0 * x - 1.0
+    small, significand, exponent = subnormal(x)
+    quotient = jnp.where(small, significand, x) / (1.0 - x)
+    far = jnp.log(quotient) + jnp.where(small, exponent * LN2, 0.0).astype(x.dtype)
+    return jnp.where(jnp.abs(s) < 1.0 / 3.0, twice_atanh(s), far)
 
 
 @logit.defjvp
 def _logit_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (x,), (dx,) = primals, tangents
     return logit(x), saturate(divide(jnp.ones_like(x), x) + 1.0 / (1.0 - x)) * dx
+
+
+def log_jacobian_at(x: Array, t: Array) -> Array:
+    """ln(x (1 - x)) given t = logit x, in cheap operations; not to be differentiated.
+
+    It is ln m + ln(1 - m) = 2 ln(1 - m) - |t|, with m the smaller one of x and 1 - x.
+    """
+    m = jnp.where(x > 0.5, 1.0 - x, x)
+    return -2.0 * twice_atanh(m / (2.0 - m)) - jnp.abs(t)
 
 
 def log_jacobian(x: Array) -> Array:

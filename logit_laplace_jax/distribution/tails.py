@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.experimental import checkify
 from jax.typing import ArrayLike
 
+from logit_laplace_jax.checks import check
 from logit_laplace_jax.distribution import elementary
 from logit_laplace_jax.distribution.arguments import broadcast, debug_parameters, reject_integers
 from logit_laplace_jax.distribution.density import log_prob, standardise
@@ -240,5 +240,5 @@ def pit(x: ArrayLike, loc: ArrayLike, log_scale: ArrayLike) -> Array:
     Array([0.5, nan], dtype=float32)
     """
     x, loc, log_scale = _prepared(x, loc, log_scale)
-    checkify.debug_check(jnp.all((x > 0) & (x < 1)), "x must lie in (0, 1)")
+    check(lambda: jnp.all((x > 0) & (x < 1)), "x must lie in (0, 1)")
     return jnp.where(elementary.inside(x), _probability(x, loc, log_scale, 1), jnp.nan)

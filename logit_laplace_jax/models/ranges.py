@@ -17,7 +17,8 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import checkify
+
+from logit_laplace_jax.checks import check
 
 ValueRange = Literal["uint8", "unit", "symmetric"]
 """`uint8`: dtype uint8, 0..255. `unit`: floats 0..1. `symmetric`: floats -1..1."""
@@ -41,7 +42,7 @@ def as_pixels(
 
     The values of floating-point arrays are looked at in one pass, which waits for them. Under a
     caller's own `jit` there are no values to look at: there only dtypes and names are checked, and
-    values outside are clipped (`checkify` with user checks reports them, and NaN).
+    values outside are clipped (`logit_laplace_jax.debug_checks` finds them, and NaN).
 
     Args:
       values: an array of any shape; uint8 or floating point.
@@ -160,8 +161,8 @@ def _extremes(values: jax.Array) -> jax.Array:
 def _unit(values: jax.Array, symmetric: bool, slack: float) -> jax.Array:
     values = values.astype(jnp.float32)
     low = -1.0 if symmetric else 0.0
-    checkify.debug_check(
-        jnp.all((values >= low - slack) & (values <= 1.0 + slack)),
+    check(
+        lambda: jnp.all((values >= low - slack) & (values <= 1.0 + slack)),
         "pixels lie outside the stated value_range",
     )
     return jnp.clip(0.5 * values + 0.5 if symmetric else values, 0.0, 1.0)

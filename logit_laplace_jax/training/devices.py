@@ -21,6 +21,8 @@ from flax import jax_utils
 from jax.experimental import checkify
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
+from logit_laplace_jax.checks import debug_checks
+
 Mode = Literal["pmap", "mesh", "single"]
 
 AXIS = "batch"
@@ -171,7 +173,7 @@ class Layout:
             gather = partial(jax.lax.with_sharding_constraint, shardings=self._sharding())
             function = partial(function, gather=gather) if donate else _after(gather, function)
         if debug:
-            function = checkify.checkify(function, errors=checkify.user_checks)
+            function = checkify.checkify(_with_checks(function), errors=checkify.user_checks)
         donated = (0,) if donate else ()
         if self.mode == "pmap":
             return jax.pmap(
@@ -247,6 +249,14 @@ class Compiled:
 
 def _after(gather: Callable[[Any], Any], function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda state, *args: function(gather(state), *args)
+
+
+def _with_checks(function: Callable[..., Any]) -> Callable[..., Any]:
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        with debug_checks():
+            return function(*args, **kwargs)
+
+    return checked
 
 
 def _local(leaf: jax.Array) -> jax.Array:

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array, lax
-from jax.experimental import checkify
 
 from logit_laplace_jax import pixels as pixel_maps
+from logit_laplace_jax.checks import check
 from logit_laplace_jax.models import bottleneck
 from logit_laplace_jax.models.dvae import DVAE, DVAEOutput
 from logit_laplace_jax.training import precision, scale
@@ -145,7 +145,7 @@ def elbo_loss(
     kl = bottleneck.kl_to_uniform(out.logits).mean()
     tokens_per_value = out.logits.shape[1] * out.logits.shape[2] / (height * width * channels)
     loss = nll + beta * tokens_per_value * kl
-    checkify.debug_check(jnp.isfinite(loss), "the loss is not finite")
+    check(lambda: jnp.isfinite(loss), "the loss is not finite")
     return loss, {
         "nll": nll,
         "kl": kl,
