@@ -71,6 +71,9 @@ def main(args: list[str]) -> None:
     import jax
     from _atlas import style
 
+    from logit_laplace_jax.training import compiled_programs
+
+    compiled_programs.keep()
     options.out.mkdir(parents=True, exist_ok=True)
     settings = {f.name: getattr(options, f.name) for f in dataclasses.fields(Settings)}
     for name in names:

@@ -53,8 +53,9 @@ def main(args: list[str]) -> None:
     quiet()
     from logit_laplace_jax.data import errors
     from logit_laplace_jax.evaluation import report_page
-    from logit_laplace_jax.training import checkpoints, measure
+    from logit_laplace_jax.training import checkpoints, compiled_programs, measure
 
+    compiled_programs.keep()
     if not options.run_dirs:
         fail("name at least one run directory: evaluate.py RUN_DIR...")
     if options.json is not None and options.json.exists():

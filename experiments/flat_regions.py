@@ -54,7 +54,9 @@ def main(args: list[str]) -> None:
 
     from logit_laplace_jax.data.errors import DataError
     from logit_laplace_jax.data.sources import open_source
-    from logit_laplace_jax.training import checkpoints, loop
+    from logit_laplace_jax.training import checkpoints, compiled_programs, loop
+
+    compiled_programs.keep()
 
     pictures = options.out / "pictures"
     if not pictures.exists():

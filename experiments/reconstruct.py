@@ -44,7 +44,9 @@ def main(args: list[str]) -> None:
 
     from logit_laplace_jax.data import images
     from logit_laplace_jax.evaluation import figures, metrics
-    from logit_laplace_jax.training import checkpoints, evaluate, loop, report
+    from logit_laplace_jax.training import checkpoints, compiled_programs, evaluate, loop, report
+
+    compiled_programs.keep()
 
     if not 1 <= options.enlarge <= 16:
         fail(f"--enlarge must lie in 1..16, got {options.enlarge}")

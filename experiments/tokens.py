@@ -100,7 +100,10 @@ def main(args: list[str]) -> None:
     quiet()
     from jax.errors import JaxRuntimeError
 
+    from logit_laplace_jax.training import compiled_programs
     from logit_laplace_jax.training.checkpoints import CheckpointError
+
+    compiled_programs.keep()
 
     try:
         with one_line_errors(ValueError, CheckpointError):

@@ -62,10 +62,18 @@ def main(args: list[str]) -> None:
     config, launch = command.config, command.launch
     quiet()
     from logit_laplace_jax.data import errors
-    from logit_laplace_jax.training import checkpoints, loop, processes, report, run_directory
+    from logit_laplace_jax.training import (
+        checkpoints,
+        compiled_programs,
+        loop,
+        processes,
+        report,
+        run_directory,
+    )
 
     if launch.simulate is not None:
         simulate(launch.simulate)
+    compiled_programs.keep()
     with one_line_errors(ValueError):
         if launch.distributed:
             processes.initialize(launch.coordinator, launch.num_processes, launch.process_id)

@@ -2,7 +2,9 @@
 
 import importlib.util
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 # Four simulated CPU devices. On few cores their collectives can wait for each other for ever,
@@ -12,6 +14,10 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
 ).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# What the scripts keep for their user they keep for this test run, in all of its processes.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["LOGIT_LAPLACE_JAX_CACHE"] = tempfile.mkdtemp(prefix="logit_laplace_jax_tests_")
 
 # pytest runs with --import-mode=importlib, which adds nothing to the path: `import oracle`.
 sys.path.insert(0, str(Path(__file__).parent / "reference"))
@@ -24,6 +30,12 @@ from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+
+
+def pytest_unconfigure():
+    """The process that made the folder takes it away."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(os.environ["LOGIT_LAPLACE_JAX_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture

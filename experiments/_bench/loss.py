@@ -169,8 +169,11 @@ def timed(work: Callable[[], Any], wait_each: bool) -> rounds.Call:
     """
 
     def call(count: int) -> float:
+        result = None
         started = time.perf_counter()
         for _ in range(count):
+            # Or the last results would keep their memory, and this call would need other.
+            del result
             result = work()
             if wait_each:
                 jax.block_until_ready(result)
@@ -196,10 +199,11 @@ def kept(
     def step(out: Any, shift: Array, *args: Array) -> Any:
         def body(_: Any, carry: Any) -> Any:
             _, shift = carry
-            x, loc, log_scale = args
             # A zero that the compiler does not know to be one, and that hangs on the evaluation
-            # before: else one evaluation would serve for all.
-            value, results = function(x, loc + shift.astype(loc.dtype), log_scale)
+            # before: else one evaluation would serve for all. Added to every argument, or what
+            # hangs on the others alone (two of three logarithms) would be computed once.
+            x, loc, log_scale = (a + shift.astype(a.dtype) for a in args)
+            value, results = function(x, loc, log_scale)
             return results, shift * (value + results[0].ravel()[0].astype(jnp.float32))
 
         return jax.lax.fori_loop(0, inner, body, (out, shift))

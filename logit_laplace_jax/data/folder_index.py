@@ -1,8 +1,7 @@
 """What is in a folder of images, kept on disk so that a large one need not be walked again.
 
-Where: `$LOGIT_LAPLACE_JAX_CACHE` (empty: nowhere), else `$XDG_CACHE_HOME/logit_laplace_jax`, else
-`~/.cache/logit_laplace_jax`; one file for each folder, which may be deleted at any time. Never
-inside the folder itself.
+Where: in the user's cache (`user_cache`), one file for each folder, which may be deleted at any
+time. Never inside the folder itself.
 
 When an index holds. A stale one would be worse than none, so it is used only if every folder below
 has the device, inode and both times of change (`walk.Stamp`) that it had when it was listed: each
@@ -31,6 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
+from . import user_cache
 from .walk import EXTENSIONS, NO_FOLDER, FileNames, Stamp, Walk, folder_stamp, walk
 
 HELD_OUT = 0.05
@@ -86,17 +86,9 @@ def open_index(root: str) -> Index:
 
 def _place(root: str) -> Path | None:
     """The file that keeps the index of `root`, or None where none may be kept."""
-    chosen = os.environ.get("LOGIT_LAPLACE_JAX_CACHE")
-    if chosen == "":
-        return None
-    user = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        base = Path(user) if os.path.isabs(user) else Path.home() / ".cache"
-        folder = Path(chosen or base / "logit_laplace_jax").expanduser().resolve()
-    except (OSError, RuntimeError):  # No home, or a loop of links.
-        return None
+    folder = user_cache.folder()
     resolved = os.path.realpath(root)
-    if folder.is_relative_to(resolved):
+    if folder is None or folder.is_relative_to(resolved):
         return None
     key = hashlib.sha256(os.fsencode(resolved)).hexdigest()[:32]
     return folder / f"folder_{key}.npz"
