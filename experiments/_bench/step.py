@@ -7,6 +7,7 @@ noise of their own, as in training.
 
 import argparse
 import contextlib
+import platform
 import tempfile
 from typing import Any
 
@@ -15,6 +16,12 @@ from _bench.report import DIFFERS, FAILED, OK, SKIPPED, Report, Row, Section
 from _bench.worker import Worker, WorkerError
 
 OURS, PRODUCT = "ours", "matrix product"
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+"""With it glibc (2.35 and later) asks Linux for pages of 2 MB: XLA takes its memory anew at every
+step, in tens of thousands of pages of 4 kB otherwise."""
+
+Contestant = tuple[str, dict[str, Any], dict[str, str]]
+"""Worker module, further arguments, changes of the environment."""
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 """Of loss, KL and gradient norm at the first step, relative to |ours| + 0.01. Two libraries sum in
 different orders: in float32 they agreed to 1e-5 on a CPU; 16-bit convolutions round by 4e-3."""
@@ -53,16 +60,18 @@ def run(options: argparse.Namespace) -> Report:
     return Report("step", settings, machine, sections)
 
 
-def contestants(options: argparse.Namespace) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Worker module and further arguments by name."""
-    found: dict[str, tuple[str, dict[str, Any]]] = {OURS: ("step_jax", {})}
+def contestants(options: argparse.Namespace) -> dict[str, Contestant]:
+    """Those that run, by name."""
+    found: dict[str, Contestant] = {OURS: ("step_jax", {}, {})}
+    if platform.libc_ver()[0] == "glibc":
+        found["ours, huge pages"] = ("step_jax", {}, HUGE_PAGES)
     for compiled in (False, True):
         if compiled and options.no_compile:
             continue
         for last in (False, True) if options.channels_last else (False,):
             name = f"torch {'compile' if compiled else 'eager'}{', NHWC' if last else ''}"
-            found[name] = ("step_torch", {"compiled": compiled, "channels_last": last})
-    found[PRODUCT] = ("matrix_product", {"precision": options.precision})
+            found[name] = ("step_torch", {"compiled": compiled, "channels_last": last}, {})
+    found[PRODUCT] = ("matrix_product", {"precision": options.precision}, {})
     return found
 
 
@@ -85,11 +94,11 @@ def _section(
         with Worker("step_inputs", common, {"JAX_PLATFORMS": "cpu"}):
             pass
         workers: dict[str, Worker] = {}
-        for name, (module, extra) in contestants(options).items():
+        for name, (module, extra, changes) in contestants(options).items():
             row = rows[name] = Row(name)
             arguments = extra if module == "matrix_product" else {**common, **extra}
             try:
-                workers[name] = stack.enter_context(Worker(module, arguments))
+                workers[name] = stack.enter_context(Worker(module, arguments, changes))
             except WorkerError as error:
                 if name == OURS:
                     raise ValueError(f"our own step failed: {error}") from None
