@@ -10,8 +10,11 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
 
+import _xla_flags
+
 # Before jax is imported: its start-up notes are not for the users of these scripts.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+_xla_flags.choose(os.environ)
 
 T = TypeVar("T")
 

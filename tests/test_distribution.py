@@ -46,7 +46,9 @@ def x_values(dtype):
         bits = np.asarray(special, np.uint64)
         powers = [2.0**-k for k in (2, 5, 10, 53, 100, 500, 1000)]
     grid = (np.arange(24) + 0.37) / 24
-    return np.concatenate([bits.view(dtype), np.asarray([*powers, *grid], dtype)])
+    # Where logit changes from one formula to the other.
+    seams = [np.nextafter(dtype(x), dtype(to)) for x in (1 / 3, 2 / 3) for to in (0, x, 1)]
+    return np.concatenate([bits.view(dtype), np.asarray([*powers, *grid, *seams], dtype)])
 
 
 def table(dtype):

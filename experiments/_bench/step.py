@@ -7,19 +7,17 @@ noise of their own, as in training.
 
 import argparse
 import contextlib
-import platform
+import os
 import tempfile
 from typing import Any
+
+from _xla_flags import EIGEN_CONVOLUTIONS
 
 from _bench import rounds, stats
 from _bench.report import DIFFERS, FAILED, OK, SKIPPED, Report, Row, Section
 from _bench.worker import Worker, WorkerError
 
 OURS, PRODUCT = "ours", "matrix product"
-HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-"""With it glibc (2.35 and later) asks Linux for pages of 2 MB: XLA takes its memory anew at every
-step, in tens of thousands of pages of 4 kB otherwise."""
-
 Contestant = tuple[str, dict[str, Any], dict[str, str]]
 """Worker module, further arguments, changes of the environment."""
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
@@ -63,8 +61,10 @@ def run(options: argparse.Namespace) -> Report:
 def contestants(options: argparse.Namespace) -> dict[str, Contestant]:
     """Those that run, by name."""
     found: dict[str, Contestant] = {OURS: ("step_jax", {}, {})}
-    if platform.libc_ver()[0] == "glibc":
-        found["ours, huge pages"] = ("step_jax", {}, HUGE_PAGES)
+    flags = os.environ.get("XLA_FLAGS", "")
+    if EIGEN_CONVOLUTIONS in flags:
+        plain = flags.replace(EIGEN_CONVOLUTIONS, "").strip()
+        found["ours, XLA's own flags"] = ("step_jax", {}, {"XLA_FLAGS": plain})
     for compiled in (False, True):
         if compiled and options.no_compile:
             continue
