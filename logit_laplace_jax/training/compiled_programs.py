@@ -6,12 +6,21 @@ since a home directory may be shared by several.
 """
 
 import hashlib
+import logging
 import platform
+import re
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from logit_laplace_jax.data import user_cache
+
+logger = logging.getLogger(__name__)
+
+_UNREAD = r"Error reading persistent compilation cache entry for '([^']+)'"
 
 _LEAST_SECONDS = 0.1
 """What compiles faster is not kept: reading it back would take as long."""
@@ -26,8 +35,34 @@ def keep() -> None:
     home = user_cache.folder()
     if home is None or jax.config.values["jax_compilation_cache_dir"] is not None:
         return
-    jax.config.update("jax_compilation_cache_dir", str(home / "programs" / _processor()))
+    folder = home / "programs" / _processor()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        logger.info("compiled programs are not kept: %s: %s", folder, error.strerror)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", _LEAST_SECONDS)
+    warnings.showwarning = _mending(folder, warnings.showwarning)
+
+
+def _mending(folder: Path, show: Callable[..., Any]) -> Callable[..., Any]:
+    """Shows warnings by ``show``, but takes away what JAX could not read, to be written anew.
+
+    JAX itself would leave a program that was cut short (by a signal, or a full disk) where it is,
+    and warn at every start.
+    """
+
+    def showwarning(message: Warning | str, *args: Any, **kwargs: Any) -> None:
+        unread = re.match(_UNREAD, str(message))
+        if not unread:
+            show(message, *args, **kwargs)
+            return
+        for entry in folder.glob(f"{unread[1]}-*-cache"):
+            entry.unlink(missing_ok=True)
+        logger.warning("the program %s, kept in %s, is damaged: compiled anew", unread[1], folder)
+
+    return showwarning
 
 
 def _processor() -> str:

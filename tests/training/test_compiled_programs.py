@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import jax
@@ -21,6 +22,11 @@ def _as_before():
     yield
     for name, value in before.items():
         jax.config.update(name, value)
+
+
+@pytest.fixture(autouse=True)
+def _warnings_as_before(monkeypatch):
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
 
 
 def chosen():
@@ -61,20 +67,42 @@ def test_the_users_own_choice_stands(monkeypatch, tmp_path):
 
 
 def test_a_script_keeps_its_programs_and_finds_them_again(tmp_path):
-    changed = {"LOGIT_LAPLACE_JAX_CACHE": str(tmp_path / "cache")}
-    listings, metrics = [], []
-    for name, threads in (("a", "1"), ("b", "2")):  # an option without a part in the arithmetic
+    # One device: a program for several simulated ones is not kept.
+    changed = {"LOGIT_LAPLACE_JAX_CACHE": str(tmp_path / "cache"), "XLA_FLAGS": ""}
+    listings, metrics, errors = [], [], []
+    for name, threads in (("a", "1"), ("b", "2"), ("c", "1")):
+        # Two runs that differ in an option without a part in the arithmetic; then one that finds
+        # every program cut short.
+        if name == "c":
+            for entry in (tmp_path / "cache").rglob("*-cache"):
+                os.truncate(entry, 100)
         run = tmp_path / name
         command = ["smoke", "--run-dir", run, "--steps", "1", "--data-threads", threads]
-        subprocess.run(
+        done = subprocess.run(
             [sys.executable, TRAIN, *command],
             env=os.environ | changed,
             check=True,
             capture_output=True,
+            text=True,
         )
-        listings.append(sorted(p.name for p in (tmp_path / "cache").rglob("*-cache")))
+        errors.append(done.stderr.splitlines())
+        # Which of the small ones take long enough to be kept changes from run to run.
+        steps = (tmp_path / "cache").rglob("jit_train_step-*-cache")
+        listings.append(sorted(path.name for path in steps))
         lines = (run / "metrics.jsonl").read_text().splitlines()
         metrics.append([line.partition("images_per_second")[0] for line in lines])
-    assert listings[0]
-    assert listings[0] == listings[1]
-    assert metrics[0] == metrics[1]
+    assert len(listings[0]) == 1
+    assert listings[0] == listings[1] == listings[2]
+    assert metrics[0] == metrics[1] == metrics[2]
+    assert errors[:2] == [[], []]
+    assert errors[2]
+    assert all("is damaged: compiled anew" in line for line in errors[2])
+    sizes = [entry.stat().st_size for entry in (tmp_path / "cache").rglob("*-cache")]
+    assert min(sizes) > 100  # mended
+
+
+def test_a_folder_that_cannot_be_is_no_mistake(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LOGIT_LAPLACE_JAX_CACHE", str(tmp_path / "file"))
+    compiled_programs.keep()
+    assert chosen() is None
