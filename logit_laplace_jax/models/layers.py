@@ -4,6 +4,7 @@ All images are NHWC.
 """
 
 import math
+from functools import partial
 
 import chex
 import flax.linen as nn
@@ -21,6 +22,52 @@ def float32_precision() -> lax.Precision | None:
     if jax.config.jax_default_matmul_precision is None:  # type: ignore[attr-defined]
         return lax.Precision.HIGH
     return None
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def convolve(x: jax.Array, kernel: jax.Array, precision: lax.Precision | None = None) -> jax.Array:
+    """Stride-1 convolution, SAME padding: [B, H, W, n_in] with [k, k, n_in, n_out].
+
+    Example:
+      >>> convolve(jnp.ones((1, 4, 4, 3)), jnp.ones((3, 3, 3, 2)))[0, :, :, 0].max()
+      Array(27., dtype=float32)
+    """
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(1, 1),
+        padding="SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=precision,
+    )
+
+
+def _convolve_jvp(
+    precision: lax.Precision | None,
+    primals: tuple[jax.Array, jax.Array],
+    tangents: tuple[jax.Array, jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    (x, kernel), (dx, dkernel) = primals, tangents
+    k, _, n_in, n_out = kernel.shape
+    y = convolve(x, kernel, precision)
+    dy = convolve(dx, kernel, precision)
+    if jax.default_backend() != "cpu" or n_in <= n_out or min(x.shape[1:3]) <= k // 2:
+        return y, dy + convolve(x, dkernel, precision)
+    # The same number, with the kernel as the image and the image as the kernel. Its transpose, the
+    # kernel's gradient, is a convolution of dy by x: XLA's CPU backend copies every k x k patch of
+    # the first operand, and transposes it besides, so let that be the narrower one.
+    dy_kernel = lax.conv_general_dilated(
+        lax.rev(dkernel, (0, 1)),
+        lax.rev(x, (1, 2)),
+        window_strides=(1, 1),
+        padding=[(size - k // 2 - 1,) * 2 for size in x.shape[1:3]],
+        dimension_numbers=lax.ConvDimensionNumbers((3, 2, 0, 1), (0, 3, 1, 2), (3, 0, 1, 2)),
+        precision=precision,
+    )
+    return y, dy + dy_kernel
+
+
+convolve.defjvp(_convolve_jvp)
 
 
 class Conv(nn.Module):
@@ -68,23 +115,16 @@ class Conv(nn.Module):
         x = x.astype(self.dtype)
         kernel = self.kernel.astype(self.dtype)
         if self.kernel_size == 1:
-            # The same numbers as a convolution, which XLA's CPU backend runs more slowly.
-            y = lax.dot_general(
-                x,
+            # The same numbers as a convolution, which XLA's CPU backend runs more slowly. Of
+            # matrices: the gradient of a product over three axes would copy its operands.
+            y = lax.dot(
+                x.reshape(-1, self.n_in),
                 kernel[0, 0],
-                (((3,), (0,)), ((), ())),
                 precision=self.precision,
                 preferred_element_type=out_dtype,
-            )
+            ).reshape(*x.shape[:3], self.n_out)
         else:
-            y = lax.conv_general_dilated(
-                x,
-                kernel,
-                window_strides=(1, 1),
-                padding="SAME",
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-                precision=self.precision,
-            ).astype(out_dtype)
+            y = convolve(x, kernel, self.precision).astype(out_dtype)
         return y + self.bias.astype(out_dtype)[None, None, None]
 
     def lookup(self, indices: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """Convolution, pooling and upsampling against their plain definitions."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logit_laplace_jax.models.layers import Conv, max_pool, upsample
+from logit_laplace_jax.models.layers import Conv, convolve, max_pool, upsample
 
 
 def conv_by_definition(x, kernel, bias):
@@ -36,6 +37,38 @@ def test_conv_is_the_definition(kernel_size):
     np.testing.assert_allclose(
         y, conv_by_definition(x, params["kernel"], params["bias"]), rtol=0, atol=2e-5
     )
+
+
+@pytest.mark.parametrize(("n_in", "n_out"), [(6, 2), (2, 6), (3, 3)])  # wide to narrow differs
+@pytest.mark.parametrize(
+    ("kernel_size", "sides"), [(3, (5, 8)), (3, (2, 3)), (3, (1, 4)), (7, (4, 9))]
+)
+def test_convolve_derivatives(x64, n_in, n_out, kernel_size, sides):
+    keys = jax.random.split(jax.random.key(0), 5)
+    shapes = [(2, *sides, n_in), (kernel_size, kernel_size, n_in, n_out)]
+    primals, tangents = (
+        [jax.random.normal(k, s, jnp.float64) for k, s in zip(pair, shapes, strict=True)]
+        for pair in (keys[:2], keys[2:4])
+    )
+    cotangent = jax.random.normal(keys[4], (2, *sides, n_out), jnp.float64)
+
+    def plain(x, kernel):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
+
+    def derivatives(f):
+        second = jax.grad(lambda x, kernel: jax.vjp(f, x, kernel)[1](cotangent)[1].sum())
+        return (
+            jax.jvp(f, primals, tangents),
+            jax.vjp(f, *primals)[1](cotangent),
+            second(*primals),
+            jax.vmap(jax.grad(lambda k, x: (f(x, k) * cotangent).sum()), (None, 0))(
+                primals[1], jnp.stack([primals[0], tangents[0]])
+            ),
+        )
+
+    # 1e-12: rounding of sums of 600 float64 terms of size 1, in another order.
+    chex.assert_trees_all_close(derivatives(convolve), derivatives(plain), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(("n_in", "kernel_size"), [(256, 1), (64, 3), (3, 7)])
