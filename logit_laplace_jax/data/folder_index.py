@@ -30,7 +30,8 @@ from pathlib import Path
 
 import numpy as np
 
-from . import user_cache
+from logit_laplace_jax import user_cache
+
 from .walk import EXTENSIONS, NO_FOLDER, FileNames, Stamp, Walk, folder_stamp, walk
 
 HELD_OUT = 0.05

@@ -5,9 +5,7 @@ too. On a CPU they are machine code for one kind of processor: every kind has a 
 since a home directory may be shared by several.
 """
 
-import hashlib
 import logging
-import platform
 import re
 import warnings
 from collections.abc import Callable
@@ -16,7 +14,7 @@ from typing import Any
 
 import jax
 
-from logit_laplace_jax.data import user_cache
+from logit_laplace_jax import user_cache
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +33,7 @@ def keep() -> None:
     home = user_cache.folder()
     if home is None or jax.config.values["jax_compilation_cache_dir"] is not None:
         return
-    folder = home / "programs" / _processor()
+    folder = home / "programs" / user_cache.processor()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -63,14 +61,3 @@ def _mending(folder: Path, show: Callable[..., Any]) -> Callable[..., Any]:
         logger.warning("the program %s, kept in %s, is damaged: compiled anew", unread[1], folder)
 
     return showwarning
-
-
-def _processor() -> str:
-    """Names this kind of processor: its architecture, and what it can do where that is told."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = [platform.processor()]
-    told = {line for line in lines if line.startswith(("model name", "flags", "Features", "CPU"))}
-    key = hashlib.sha256("\n".join(sorted(told or lines[:1])).encode()).hexdigest()[:16]
-    return f"{platform.machine()}_{key}"

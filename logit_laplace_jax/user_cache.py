@@ -4,7 +4,9 @@ Where: `$LOGIT_LAPLACE_JAX_CACHE` (empty: nowhere), else `$XDG_CACHE_HOME/logit_
 `~/.cache/logit_laplace_jax`.
 """
 
+import hashlib
 import os
+import platform
 from pathlib import Path
 
 
@@ -25,3 +27,14 @@ def folder() -> Path | None:
         return Path(chosen or base / "logit_laplace_jax").expanduser().resolve()
     except (OSError, RuntimeError):  # No home, or a loop of links.
         return None
+
+
+def processor() -> str:
+    """Names this kind of processor: its architecture, and what it can do where that is told."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = [platform.processor()]
+    told = {line for line in lines if line.startswith(("model name", "flags", "Features", "CPU"))}
+    key = hashlib.sha256("\n".join(sorted(told or lines[:1])).encode()).hexdigest()[:16]
+    return f"{platform.machine()}_{key}"
