@@ -130,6 +130,15 @@ def _reference_results(
     return value, *gradients
 
 
+def _level_map(eps: float) -> np.ndarray:
+    """(a, b, c) of the map a k + b k + c of levels k: (1 - 2ε)/255 in two parts, and ε.
+
+    In two parts because 255 roundings of the factor would be as many of x.
+    """
+    step = (1.0 - 2.0 * eps) / 255.0
+    return np.array([step, step - float(np.float32(step)), eps], np.float32)
+
+
 @lru_cache(maxsize=64)
 def _foreign(eps: float | None) -> Any:
     """The C function, for given ε of 8-bit targets or None."""
@@ -138,15 +147,13 @@ def _foreign(eps: float | None) -> Any:
     def call(target: Array, loc: Array, log_scale: Array) -> Results:
         like = jax.ShapeDtypeStruct(target.shape, jnp.float32)
         types = (jax.ShapeDtypeStruct((), jnp.float32), like, like)
-        # Of the map x = k (1 - 2ε)/255 + ε, the factor in two parts: x is then rounded once.
-        step = (1.0 - 2.0 * (eps or 0.0)) / 255.0
-        high = np.float32(step)
-        extra = [] if eps is None else [np.array([high, step - float(high), eps], np.float32)]
-        return jax.ffi.ffi_call(library.TARGET, types)(target, loc, log_scale, *extra)
+        operands = (target, loc, log_scale, *([] if eps is None else [_level_map(eps)]))
+        value, by_loc, by_log_scale = jax.ffi.ffi_call(library.TARGET, types)(*operands)
+        return value, by_loc, by_log_scale
 
     @call.def_vmap
     def batched(size: int, is_batched: list[bool], *args: Array) -> tuple[Results, Any]:
-        axes = [0 if batched else None for batched in is_batched]
+        axes = [0 if has_axis else None for has_axis in is_batched]
         results = jax.vmap(partial(_reference_results, eps=eps), axes, axis_size=size)(*args)
         return results, (True, True, True)
 

@@ -267,11 +267,11 @@ def test_a_fresh_process_with_one_device(switch, used):
 
 @pytest.fixture
 def anew(monkeypatch, tmp_path):
-    """`ready` without its memory, in an empty cache folder."""
+    """What `ready` does at first, in an empty cache folder."""
     monkeypatch.setenv("LOGIT_LAPLACE_JAX_CACHE", str(tmp_path))
     monkeypatch.delenv(library.SWITCH, raising=False)
     monkeypatch.setattr(jax.ffi, "register_ffi_target", lambda *args, **kwargs: None)
-    return library.ready.__wrapped__
+    return library._prepared.__wrapped__
 
 
 def test_it_is_built_once_and_kept(anew, monkeypatch, tmp_path):

@@ -12,8 +12,10 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import jax
 import jaxlib
@@ -35,7 +37,9 @@ _SECONDS = 60
 """A build takes less than one."""
 
 
-@cache
+_LOCK = threading.Lock()
+
+
 def ready() -> bool:
     """Whether XLA's CPU backend knows ``TARGET``; the first call builds the library if need be.
 
@@ -43,6 +47,12 @@ def ready() -> bool:
         >>> ready() in (True, False)
         True
     """
+    with _LOCK:
+        return _prepared()
+
+
+@cache
+def _prepared() -> bool:
     if os.environ.get(SWITCH) == "0":
         return False
     try:
@@ -84,7 +94,7 @@ def _built() -> Path:
     return path
 
 
-def _load(path: Path) -> "ctypes._CFuncPtr":
+def _load(path: Path) -> Any:
     try:
         return ctypes.CDLL(str(path)).logit_laplace_mean_loss
     except (OSError, AttributeError):

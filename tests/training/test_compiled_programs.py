@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from logit_laplace_jax import user_cache
 from logit_laplace_jax.training import compiled_programs
 
 TRAIN = Path(__file__).parents[2] / "experiments" / "train.py"
@@ -38,7 +39,7 @@ def test_every_kind_of_processor_has_its_folder(monkeypatch, tmp_path):
     compiled_programs.keep()
     first = chosen()
     assert first.startswith(str(tmp_path / "programs"))
-    monkeypatch.setattr(compiled_programs.platform, "machine", lambda: "another")
+    monkeypatch.setattr(user_cache.platform, "machine", lambda: "another")
     jax.config.update("jax_compilation_cache_dir", None)
     compiled_programs.keep()
     assert chosen().startswith(str(tmp_path / "programs" / "another_"))
@@ -51,7 +52,7 @@ def test_a_processor_that_tells_nothing_has_one_too(monkeypatch, tmp_path):
     def absent(path):
         raise FileNotFoundError(path)
 
-    monkeypatch.setattr(compiled_programs.Path, "read_text", absent)
+    monkeypatch.setattr(user_cache.Path, "read_text", absent)
     compiled_programs.keep()
     assert chosen().startswith(str(tmp_path / "programs"))
 
