@@ -32,11 +32,11 @@ Results = tuple[Array, Array, Array]
 def logit_laplace_mean_loss(x: ArrayLike, loc: ArrayLike, log_scale: ArrayLike) -> Array:
     """``logit_laplace_loss(x, loc, log_scale).mean()``, in one pass on CPUs too.
 
-    The same number to rounding, and the same gradients. On a CPU, float32 and a single device it
-    is computed by a C function, built on first use with the system's compiler (``cc``, or ``CC``)
-    and kept in the user's cache folder; everywhere else by XLA. ``LOGIT_LAPLACE_JAX_NATIVE=0``
-    in the environment leaves it to XLA there too (a program that is to be exported needs that:
-    it can hold no function of this machine).
+    The same number to rounding, and the same gradients. On a CPU and a single device it is computed
+    by a C function, from float32 or from bfloat16 ``loc`` and ``log_scale``, built on first use with
+    the system's compiler (``cc``, or ``CC``) and kept in the user's cache folder; everywhere else by
+    XLA. ``LOGIT_LAPLACE_JAX_NATIVE=0`` in the environment leaves it to XLA there too (a program that
+    is to be exported needs that: it can hold no function of this machine).
 
     Args:
       x: targets in (0, 1), floating point: pixels mapped by :func:`map_pixels`; any shape.
@@ -60,9 +60,10 @@ def logit_laplace_mean_loss(x: ArrayLike, loc: ArrayLike, log_scale: ArrayLike) 
     [ 0.5 -0.5]
     """
     reject_integers("x", x)
-    x, loc, log_scale = distribution.broadcast(x=x, loc=loc, log_scale=log_scale)
+    x, *wide = distribution.broadcast(x=x, loc=loc, log_scale=log_scale)
     check(lambda: jnp.all((x > 0) & (x < 1)), "x must lie in (0, 1)")
-    distribution.debug_parameters(loc, log_scale)
+    distribution.debug_parameters(*wide)
+    loc, log_scale = _statistics(wide, loc, log_scale)
     return _mean_loss(x, loc, log_scale, None)
 
 
@@ -95,17 +96,29 @@ def logit_laplace_pixel_mean_loss(
 
 @partial(jax.jit, static_argnames=("eps",))
 def _pixel_mean_loss(pixels: Array, loc: ArrayLike, log_scale: ArrayLike, eps: float) -> Array:
-    _, loc, log_scale = distribution.broadcast(pixels=pixels, loc=loc, log_scale=log_scale)
-    pixels = jnp.broadcast_to(pixels, loc.shape)
-    distribution.debug_parameters(loc, log_scale)
-    return _mean_loss(pixels, loc, log_scale, eps)
+    like, *wide = distribution.broadcast(pixels=pixels, loc=loc, log_scale=log_scale)
+    distribution.debug_parameters(*wide)
+    targets = jnp.broadcast_to(pixels, like.shape)
+    loc, log_scale = _statistics(wide, loc, log_scale)
+    return _mean_loss(targets, loc, log_scale, eps)
+
+
+def _statistics(wide: list[Array], *given: ArrayLike) -> list[Array]:
+    """``wide``, float32 and broadcast; but bfloat16 as it is, if both came in it.
+
+    The loss converts them where it reads them, and the C function does that in the same pass.
+    """
+    arrays = [jnp.asarray(a) for a in given]
+    if any(a.dtype != jnp.bfloat16 for a in arrays):
+        return wide
+    return [jnp.broadcast_to(a, wide[0].shape) for a in arrays]
 
 
 # --- What is differentiated ---------------------------------------------------------------------
 
 
 def _mean_loss(target: Array, loc: Array, log_scale: Array, eps: float | None) -> Array:
-    if _one_pass(loc, log_scale) and target.dtype in (jnp.float32, jnp.uint8):
+    if target.dtype in (jnp.float32, jnp.uint8) and _one_pass(loc, log_scale):
         return _fused(target, loc, log_scale, eps)
     return _reference(target, loc, log_scale, eps)
 
@@ -113,7 +126,8 @@ def _mean_loss(target: Array, loc: Array, log_scale: Array, eps: float | None) -
 def _one_pass(*arrays: Array) -> bool:
     # XLA cannot split a foreign function over devices.
     alone = jax.default_backend() == "cpu" and jax.device_count() == 1
-    return alone and all(a.dtype == jnp.float32 for a in arrays) and library.ready()
+    known = all(a.dtype in (jnp.float32, jnp.bfloat16) for a in arrays)
+    return alone and known and library.ready()
 
 
 def _reference(target: Array, loc: Array, log_scale: Array, eps: float | None) -> Array:
@@ -145,7 +159,7 @@ def _foreign(eps: float | None) -> Any:
 
     @custom_vmap
     def call(target: Array, loc: Array, log_scale: Array) -> Results:
-        like = jax.ShapeDtypeStruct(target.shape, jnp.float32)
+        like = jax.ShapeDtypeStruct(loc.shape, loc.dtype)
         types = (jax.ShapeDtypeStruct((), jnp.float32), like, like)
         operands = (target, loc, log_scale, *([] if eps is None else [_level_map(eps)]))
         value, by_loc, by_log_scale = jax.ffi.ffi_call(library.TARGET, types)(*operands)
@@ -182,7 +196,8 @@ def _fused_jvp(eps: float | None, primals: Any, tangents: Any) -> tuple[Array, A
     tangent = jnp.zeros_like(value)
     for gradient, along in zip(gradients, tangents[1:], strict=True):
         if not isinstance(along, SymbolicZero):
-            tangent = tangent + jnp.vdot(gradient, along)
+            wide, along = (a.astype(value.dtype) for a in (gradient, along))
+            tangent = tangent + jnp.vdot(wide, along)
     return value, tangent
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -155,13 +156,27 @@ def test_repeated_runs_have_the_same_bits(one_pass):
 
 
 def test_bfloat16_statistics_accumulate_in_float32(one_pass):
-    x, loc, log_scale = ordinary(N)
+    x, loc, log_scale = ordinary(N + 5)
+    loc[7], log_scale[N + 1] = np.nan, np.nan
     loc, log_scale = (jnp.asarray(np.clip(a, -3, 3), jnp.bfloat16) for a in (loc, log_scale))
-    value, gradients = results(ll.logit_laplace_mean_loss)(x, loc, log_scale)
     wide = [a.astype(jnp.float32) for a in (loc, log_scale)]
+    loss = results(ll.logit_laplace_mean_loss)
+    (value, gradients), (expected, float_gradients) = loss(x, loc, log_scale), loss(x, *wide)
     assert value.dtype == jnp.float32
-    np.testing.assert_array_equal(value, ll.logit_laplace_mean_loss(x, *wide))
-    assert [g.dtype for g in gradients] == [jnp.bfloat16] * 2
+    (call,) = re.findall(f".*@{library.TARGET}.*", loss.lower(x, loc, log_scale).as_text())
+    assert call.count("bf16") == 4  # two statistics and their gradients: nothing is widened first
+    np.testing.assert_array_equal(value, expected)
+    rounded = [g.astype(jnp.bfloat16) for g in float_gradients]
+    chex.assert_trees_all_equal_shapes_and_dtypes(list(gradients), rounded)
+    for got, want in zip(gradients, rounded, strict=True):
+        np.testing.assert_array_equal(got.astype(jnp.float32), want.astype(jnp.float32))
+    finite = ordinary(64)
+    loc, log_scale = (jnp.asarray(np.clip(a, -3, 3), jnp.bfloat16) for a in finite[1:])
+    mixed = loss(finite[0], loc, np.float32(0.5))
+    assert mixed[1][0].dtype == jnp.bfloat16
+    # Gradients rounded to bfloat16: 2**-8.
+    plain = results(ll.logit_laplace_loss)(finite[0], loc, log_scale)
+    chex.assert_trees_all_close(loss(finite[0], loc, log_scale), plain, rtol=2.0**-7, atol=1e-4)
 
 
 # --- Transformations, each against those of the elementwise form ----------------------------------

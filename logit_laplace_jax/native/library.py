@@ -9,6 +9,7 @@ import ctypes
 import hashlib
 import logging
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -33,6 +34,8 @@ SWITCH = "LOGIT_LAPLACE_JAX_NATIVE"
 _SOURCE = Path(__file__).with_name("mean_loss.c")
 _FLAGS = ["-std=c11", "-O3", "-march=native", "-fPIC", "-shared"]
 _FLAGS += ["-fno-math-errno", "-fno-trapping-math"]  # nobody reads errno or the traps
+if platform.machine().lower() in ("x86_64", "amd64"):
+    _FLAGS += ["-mprefer-vector-width=512"]  # compilers would take half, and a fifth more time
 _SECONDS = 60
 """A build takes less than one."""
 

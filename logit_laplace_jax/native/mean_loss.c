@@ -4,7 +4,8 @@
    reads everything and repeats the arithmetic. This is one loop, called through XLA's foreign
    function interface. Every ordinary value takes the branchless path that the C compiler turns
    into vector instructions; a block that holds any other value (x outside (0, 1) or subnormal, a
-   parameter that is NaN or huge) is done again, value by value, as distribution/density.py has it. */
+   parameter that is NaN or huge) is done again, value by value, as distribution/density.py has
+   it. */
 
 #include <float.h>
 #include <math.h>
@@ -45,52 +46,52 @@ static inline int32_t to_bits(float value) {
 /* ln((1 - m)/m) for a normal m in (0, 1/2], to two units in the last place.
 
    With p a power of two near (1 - m)/m it is ln p - 2 atanh u, u = (m p - (1 - m))/(m p + 1 - m).
-   The difference of the bit patterns is 2**23 log2 of the quotient to 0.09, so |u| < 0.21, and the
-   first term of atanh that is left out is below 2**-27 of the sum. At p = 1 the numerator is 2m - 1,
-   exact, which keeps the relative precision near x = 1/2. */
+   The difference of the bit patterns is 2**23 log2 of the quotient to 0.09, so |u| <= 0.2, where
+   the polynomial, 2 atanh(u)/u through the Chebyshev points of u**2, is right to 1e-8. At p = 1
+   the numerator is 2m - 1, exact, which keeps the relative precision near x = 1/2. */
 static inline float log_odds(float m) {
   int32_t e = (to_bits(1.0f - m) - to_bits(m) + 0x00400000) >> 23;
   float p = from_bits((127 + e) << 23);
   float u = fmaf(m, p + 1.0f, -1.0f) / fmaf(m, p - 1.0f, 1.0f);
   float v = u * u;
-  float series = fmaf(fmaf(fmaf(fmaf(v, 2.0f / 9, 2.0f / 7), v, 2.0f / 5), v, 2.0f / 3), v, 2.0f);
+  float series = fmaf(fmaf(fmaf(0.306528181f, v, 0.399412036f), v, 0.666671932f), v, 2.0f);
   return fmaf((float)e, LN2, -series * u);
 }
 
-/* ln y for y in [1/2, 1], to 1e-7: the polynomial of degree 9 in y - 3/4 through the Chebyshev
-   points, whose own error is 2e-8. */
-static inline float log_upper_half(float y) {
+/* 2 ln y for y in [1/2, 1], to 2e-7: the polynomial of degree 9 in y - 3/4 through the Chebyshev
+   points, whose own error is 4e-8. */
+static inline float twice_log(float y) {
   float z = y - 0.75f;
-  float s = 1.87506807f;
-  s = fmaf(s, z, -1.57386684f);
-  s = fmaf(s, z, 1.04751062f);
-  s = fmaf(s, z, -0.917767227f);
-  s = fmaf(s, z, 0.843316555f);
-  s = fmaf(s, z, -0.790549457f);
-  s = fmaf(s, z, 0.79011935f);
-  s = fmaf(s, z, -0.888885498f);
-  s = fmaf(s, z, 1.33333337f);
-  return fmaf(s, z, -0.287682086f);
+  float s = 3.75013614f;
+  s = fmaf(s, z, -3.14773369f);
+  s = fmaf(s, z, 2.09502125f);
+  s = fmaf(s, z, -1.83553445f);
+  s = fmaf(s, z, 1.68663311f);
+  s = fmaf(s, z, -1.58109891f);
+  s = fmaf(s, z, 1.5802387f);
+  s = fmaf(s, z, -1.777771f);
+  s = fmaf(s, z, 2.66666675f);
+  return fmaf(s, z, -0.575364172f);
 }
 
-/* exp(-s) for |s| < 80, to two units in the last place: 2**r exp(f) with |f| <= ln(2)/2, the
-   series of exp to f**7/7!, and ln 2 in two parts, the first of which times r is exact. */
+/* exp(-s) for |s| < 80, to two units in the last place: 2**r exp(f) with |f| <= ln(2)/2, and ln 2
+   in two parts, the first of which times r is exact. The polynomial is (exp(f) - 1 - f)/f**2 through
+   the Chebyshev points; exp(f) from it is right to 1e-8. */
 static inline float exp_minus(float s) {
   float r = nearbyintf(s * -1.44269504f);
   float f = fmaf(r, 2.12194440e-4f, fmaf(r, -0.693359375f, -s));
-  float series = 1.0f / 5040;
-  series = fmaf(series, f, 1.0f / 720);
-  series = fmaf(series, f, 1.0f / 120);
-  series = fmaf(series, f, 1.0f / 24);
-  series = fmaf(series, f, 1.0f / 6);
+  float series = 0.00139262504f;
+  series = fmaf(series, f, 0.00836323295f);
+  series = fmaf(series, f, 0.0416665524f);
+  series = fmaf(series, f, 0.166665763f);
   series = fmaf(series, f, 0.5f);
   series = fmaf(series, f * f, f) + 1.0f;
   return series * from_bits(((int32_t)r + 127) << 23);
 }
 
-/* Gradients times `weight` of `count` values, at most BLOCK and a multiple of LANES; returns the sum
-   of the losses less ln 2 each, and whether any value was not ordinary, so that nothing here counts.
-   */
+/* Gradients times `weight` of `count` values, at most BLOCK and a multiple of LANES; returns the
+   sum of the losses less ln 2 each, and whether any value was not ordinary, so that nothing here
+   counts. */
 static double ordinary(int count, const float *restrict x, const float *restrict loc,
                        const float *restrict log_scale, float *restrict by_loc,
                        float *restrict by_log_scale, float weight, int *other) {
@@ -100,17 +101,17 @@ static double ordinary(int count, const float *restrict x, const float *restrict
     for (int lane = 0; lane < LANES; ++lane) {
       int i = start + lane;
       float y = x[i], mu = loc[i], s = log_scale[i];
-      strange |= !((y >= FLT_MIN) & (y < 1.0f) & (fabsf(mu) < 1e15f) & (fabsf(s) < 80.0f));
+      /* y in [FLT_MIN, 1), by its bits; |mu| < 8e14 and |s| < 80, or nearly; and nothing is NaN. */
+      strange |= (uint32_t)(to_bits(y) - 0x00800000) >= 0x3f000000u;
+      strange |= !(fmaf(fabsf(mu), 1e-13f, fabsf(s)) < 80.0f);
       float z = 1.0f - y;
-      float m = y > 0.5f ? z : y;
-      float t = log_odds(m); /* |logit x| */
-      float d = (y > 0.5f ? t : -t) - mu;
+      float t = log_odds(z < y ? z : y); /* |logit x| */
+      float d = copysignf(t, y - 0.5f) - mu;
       float inv_scale = exp_minus(s);
       float distance = fabsf(d) * inv_scale;
-      float slope = d > 0.0f ? inv_scale : (d < 0.0f ? -inv_scale : 0.0f);
-      by_loc[i] = -slope * weight;
-      by_log_scale[i] = (1.0f - distance) * weight;
-      sums[lane] += distance + s + (2.0f * log_upper_half(1.0f - m) - t);
+      by_loc[i] = d == 0.0f ? 0.0f : copysignf(inv_scale * weight, -d);
+      by_log_scale[i] = fmaf(-distance, weight, weight);
+      sums[lane] += distance + s + (twice_log(z < y ? y : z) - t);
     }
   }
   double total = 0.0;
@@ -154,8 +155,10 @@ static double any(int count, const float *x, const float *loc, const float *log_
 typedef struct {
   const float *x;        /* targets in (0, 1), or NULL */
   const uint8_t *pixels; /* 8-bit pixels k, for the target map[0] k + map[1] k + map[2] */
-  const float *map, *loc, *log_scale;
-  float *by_loc, *by_log_scale;
+  const float *map;
+  const void *loc, *log_scale; /* float32, or bfloat16 if `half`; their gradients too */
+  void *by_loc, *by_log_scale;
+  int half;
   int64_t count, tasks;
   float weight;
   double *totals;         /* one a task, added up in their order: threads change no bits */
@@ -163,30 +166,63 @@ typedef struct {
   atomic_int users;       /* threads that may still look at this */
 } Work;
 
+/* One value a line: each loop is vector instructions, on arrays that stay in the first cache. */
+static void widen(int count, const uint16_t *restrict in, float *restrict out) {
+  for (int i = 0; i < count; ++i) out[i] = from_bits((int32_t)((uint32_t)in[i] << 16));
+}
+
+static void narrow(int count, const float *restrict in, uint16_t *restrict out) {
+  for (int i = 0; i < count; ++i) {
+    uint32_t bits = (uint32_t)to_bits(in[i]);
+    uint32_t even = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16, quiet = (bits >> 16) | 0x40;
+    out[i] = (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? quiet : even);
+  }
+}
+
+static void map_levels(int count, const uint8_t *restrict k, const float *restrict map,
+                       float *restrict out) {
+  for (int i = 0; i < count; ++i) {
+    float level = k[i];
+    out[i] = fmaf(level, map[0], fmaf(level, map[1], map[2]));
+  }
+}
+
+static double run_block(const Work *work, int64_t start, int count) {
+  float mapped[BLOCK], wide[2][BLOCK], gradients[2][BLOCK];
+  const float *x = mapped, *loc = wide[0], *log_scale = wide[1];
+  float *by_loc = gradients[0], *by_log_scale = gradients[1];
+  if (work->pixels) {
+    map_levels(count, work->pixels + start, work->map, mapped);
+  } else {
+    x = work->x + start;
+  }
+  if (work->half) {
+    widen(count, (const uint16_t *)work->loc + start, wide[0]);
+    widen(count, (const uint16_t *)work->log_scale + start, wide[1]);
+  } else {
+    loc = (const float *)work->loc + start;
+    log_scale = (const float *)work->log_scale + start;
+    by_loc = (float *)work->by_loc + start;
+    by_log_scale = (float *)work->by_log_scale + start;
+  }
+  int even = count - count % LANES, other;
+  double sum = ordinary(even, x, loc, log_scale, by_loc, by_log_scale, work->weight, &other);
+  if (other) sum = any(even, x, loc, log_scale, by_loc, by_log_scale, work->weight);
+  sum += any(count - even, x + even, loc + even, log_scale + even, by_loc + even,
+             by_log_scale + even, work->weight);
+  if (work->half) {
+    narrow(count, by_loc, (uint16_t *)work->by_loc + start);
+    narrow(count, by_log_scale, (uint16_t *)work->by_log_scale + start);
+  }
+  return sum;
+}
+
 static void run_task(Work *work, long task) {
   int64_t start = (int64_t)task * TASK, stop = start + TASK;
   if (stop > work->count) stop = work->count;
   double total = 0.0;
-  float mapped[BLOCK];
-  for (; start < stop; start += BLOCK) {
-    int count = stop - start < BLOCK ? (int)(stop - start) : BLOCK;
-    const float *x = mapped, *loc = work->loc + start, *log_scale = work->log_scale + start;
-    float *by_loc = work->by_loc + start, *by_log_scale = work->by_log_scale + start;
-    if (work->pixels) {
-      const float *map = work->map;
-      for (int i = 0; i < count; ++i) {
-        float k = work->pixels[start + i];
-        mapped[i] = fmaf(k, map[0], fmaf(k, map[1], map[2]));
-      }
-    } else {
-      x = work->x + start;
-    }
-    int even = count - count % LANES, other;
-    double sum = ordinary(even, x, loc, log_scale, by_loc, by_log_scale, work->weight, &other);
-    if (other) sum = any(even, x, loc, log_scale, by_loc, by_log_scale, work->weight);
-    total += sum + any(count - even, x + even, loc + even, log_scale + even, by_loc + even,
-                       by_log_scale + even, work->weight);
-  }
+  for (; start < stop; start += BLOCK)
+    total += run_block(work, start, stop - start < BLOCK ? (int)(stop - start) : BLOCK);
   work->totals[task] = total;
 }
 
@@ -259,7 +295,8 @@ static void *result(const XLA_FFI_CallFrame *frame, int64_t index) {
 }
 
 /* (x float32 [n], loc, log_scale) or (pixels uint8 [n], loc, log_scale, map float32 [3]) to
-   (mean loss [], its gradients in loc [n] and log_scale [n]), all float32. */
+   (mean loss float32 [], its gradients in loc and log_scale). loc, log_scale and their gradients
+   are all float32 [n], or all bfloat16. */
 XLA_FFI_Error *logit_laplace_mean_loss(XLA_FFI_CallFrame *frame) {
   if (frame->extension_start && frame->extension_start->type == XLA_FFI_Extension_Metadata) {
     XLA_FFI_Metadata *metadata = ((XLA_FFI_Metadata_Extension *)frame->extension_start)->metadata;
@@ -287,6 +324,7 @@ XLA_FFI_Error *logit_laplace_mean_loss(XLA_FFI_CallFrame *frame) {
   } else {
     work->x = target->data;
   }
+  work->half = argument(frame, 1)->dtype == XLA_FFI_DataType_BF16;
   work->loc = argument(frame, 1)->data;
   work->log_scale = argument(frame, 2)->data;
   work->by_loc = result(frame, 1);
