@@ -32,11 +32,11 @@ Results = tuple[Array, Array, Array]
 def logit_laplace_mean_loss(x: ArrayLike, loc: ArrayLike, log_scale: ArrayLike) -> Array:
     """``logit_laplace_loss(x, loc, log_scale).mean()``, in one pass on CPUs too.
 
-    The same number to rounding, and the same gradients. On a CPU and a single device it is computed
-    by a C function, from float32 or from bfloat16 ``loc`` and ``log_scale``, built on first use with
-    the system's compiler (``cc``, or ``CC``) and kept in the user's cache folder; everywhere else by
-    XLA. ``LOGIT_LAPLACE_JAX_NATIVE=0`` in the environment leaves it to XLA there too (a program that
-    is to be exported needs that: it can hold no function of this machine).
+    The same number to rounding, and the same gradients. On a CPU and a single device it is
+    computed by a C function, from float32 or from bfloat16 ``loc`` and ``log_scale``, built on
+    first use with the system's compiler (``cc``, or ``CC``) and kept in the user's cache folder;
+    everywhere else by XLA. ``LOGIT_LAPLACE_JAX_NATIVE=0`` in the environment leaves it to XLA there
+    too (a program that is to be exported needs that: it can hold no function of this machine).
 
     Args:
       x: targets in (0, 1), floating point: pixels mapped by :func:`map_pixels`; any shape.
@@ -54,7 +54,7 @@ def logit_laplace_mean_loss(x: ArrayLike, loc: ArrayLike, log_scale: ArrayLike) 
     Source: Ramesh et al. 2021, appendix A.3, equation 2, with the sign turned.
 
     >>> x = jnp.array([0.5, 0.9])
-    >>> print(logit_laplace_mean_loss(x, loc=0.0, log_scale=0.0).round(4))
+    >>> print(f"{logit_laplace_mean_loss(x, loc=0.0, log_scale=0.0):.4f}")
     -0.1054
     >>> print(jax.grad(logit_laplace_mean_loss, argnums=1)(x, jnp.array([1.0, 1.0]), 0.0))
     [ 0.5 -0.5]
@@ -88,7 +88,7 @@ def logit_laplace_pixel_mean_loss(
       ValueError: ``eps`` is outside [0, 0.5), or the shapes do not broadcast.
 
     >>> pixels = np.array([0, 128], np.uint8)
-    >>> print(logit_laplace_pixel_mean_loss(pixels, loc=0.0, log_scale=0.0).round(4))
+    >>> print(f"{logit_laplace_pixel_mean_loss(pixels, loc=0.0, log_scale=0.0):.4f}")
     -0.1022
     """
     return _pixel_mean_loss(pixel_maps.as_uint8(pixels), loc, log_scale, pixel_maps.check_eps(eps))

@@ -75,8 +75,8 @@ static inline float twice_log(float y) {
 }
 
 /* exp(-s) for |s| < 80, to two units in the last place: 2**r exp(f) with |f| <= ln(2)/2, and ln 2
-   in two parts, the first of which times r is exact. The polynomial is (exp(f) - 1 - f)/f**2 through
-   the Chebyshev points; exp(f) from it is right to 1e-8. */
+   in two parts, the first of which times r is exact. The polynomial is (exp(f) - 1 - f)/f**2
+   through the Chebyshev points; exp(f) from it is right to 1e-8. */
 static inline float exp_minus(float s) {
   float r = nearbyintf(s * -1.44269504f);
   float f = fmaf(r, 2.12194440e-4f, fmaf(r, -0.693359375f, -s));
