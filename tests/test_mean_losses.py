@@ -54,7 +54,17 @@ def ordinary(n, seed=0):
     wide = x.astype(np.float64)
     t = np.log(wide) - np.log1p(-wide)
     loc = np.where(rng.random(n) < 0.5, t * (1 + 1e-3 * rng.normal(size=n)), 4 * rng.normal(size=n))
-    return x, loc.astype(np.float32), rng.uniform(-70, 70, n).astype(np.float32)
+    return x, loc.astype(np.float32), rng.uniform(-45, 45, n).astype(np.float32)
+
+
+def wild(n, seed=1):
+    """What the contract bounds: all exponents of x, of 1 - x and of loc, and |ln b| up to 80."""
+    rng = np.random.default_rng(seed)
+    x, _, _ = ordinary(n)
+    x[::2] = oracle.float32_from_bits(rng.integers(1, 0x3F800000, x[::2].size))
+    loc = rng.choice([-1, 1], n) * 2.0 ** rng.uniform(-126, 127, n)
+    loc[::3] = 2.0 ** rng.uniform(20, 60, loc[::3].size)
+    return x, loc.astype(np.float32), rng.uniform(-80, 80, n).astype(np.float32)
 
 
 SPECIAL = [
@@ -68,12 +78,13 @@ SPECIAL = [
 # --- The numbers --------------------------------------------------------------------------------
 
 
-def test_gradients_are_within_the_bound(one_pass):
-    rows = ordinary(N)
+@pytest.mark.parametrize("rows", [ordinary(N), wild(N)], ids=["ordinary", "wild"])
+def test_gradients_are_within_the_bound(one_pass, rows):
     _, gradients = results(ll.logit_laplace_mean_loss)(*rows)
     for got, (truths, terms) in zip(gradients, oracle.log_prob_float64(*rows)[2:], strict=True):
         # The contract's 8u times the terms. Below 2**-126 a gradient of the mean may be flushed.
         got = np.asarray(got) * np.float32(N)
+        assert np.isfinite(got).all()  # a derivative that overflows is the largest number
         flushed = np.abs(truths[0]) < N * 2.0**-125
         excess = oracle.excess_float64(got, -truths, terms)
         worst = np.argmax(np.where(flushed, 0, excess))
@@ -81,10 +92,10 @@ def test_gradients_are_within_the_bound(one_pass):
         np.testing.assert_array_less(np.abs(got[flushed]), N * 2.0**-124)
 
 
-def test_values_are_within_the_bound(one_pass):
+@pytest.mark.parametrize("rows", [ordinary(300), wild(300)], ids=["ordinary", "wild"])
+def test_values_are_within_the_bound(one_pass, rows):
     """Sixteen equal values are one step of the vector loop, and their mean is their value."""
     loss = jax.jit(ll.logit_laplace_mean_loss)
-    rows = ordinary(300)
     truths, terms = oracle.log_prob_float64(*rows)[0]
     got = np.float32([loss(*(np.full(16, a) for a in row)) for row in zip(*rows, strict=True)])
     excess = oracle.excess_float64(got, -truths, terms)

@@ -74,7 +74,7 @@ static inline float twice_log(float y) {
   return fmaf(s, z, -0.575364172f);
 }
 
-/* exp(-s) for |s| < 80, to two units in the last place: 2**r exp(f) with |f| <= ln(2)/2, and ln 2
+/* exp(-s) for |s| < 40, to two units in the last place: 2**r exp(f) with |f| <= ln(2)/2, and ln 2
    in two parts, the first of which times r is exact. The polynomial is (exp(f) - 1 - f)/f**2
    through the Chebyshev points; exp(f) from it is right to 1e-8. */
 static inline float exp_minus(float s) {
@@ -101,9 +101,10 @@ static double ordinary(int count, const float *restrict x, const float *restrict
     for (int lane = 0; lane < LANES; ++lane) {
       int i = start + lane;
       float y = x[i], mu = loc[i], s = log_scale[i];
-      /* y in [FLT_MIN, 1), by its bits; |mu| < 8e14 and |s| < 80, or nearly; and nothing is NaN. */
+      /* Ordinary: y in [FLT_MIN, 1), by its bits; |mu| < 4e14 and |s| < 40, so that nothing below
+         overflows; and nothing is NaN. */
       strange |= (uint32_t)(to_bits(y) - 0x00800000) >= 0x3f000000u;
-      strange |= !(fmaf(fabsf(mu), 1e-13f, fabsf(s)) < 80.0f);
+      strange |= !(fmaf(fabsf(mu), 1e-13f, fabsf(s)) < 40.0f);
       float z = 1.0f - y;
       float t = log_odds(z < y ? z : y); /* |logit x| */
       float d = copysignf(t, y - 0.5f) - mu;
