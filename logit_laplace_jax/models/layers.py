@@ -5,12 +5,14 @@ All images are NHWC.
 
 import math
 from functools import partial
+from typing import Any
 
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 
 def float32_precision() -> lax.Precision | None:
@@ -43,20 +45,27 @@ def convolve(x: jax.Array, kernel: jax.Array, precision: lax.Precision | None = 
 
 
 def _convolve_jvp(
-    precision: lax.Precision | None,
-    primals: tuple[jax.Array, jax.Array],
-    tangents: tuple[jax.Array, jax.Array],
+    precision: lax.Precision | None, primals: tuple[jax.Array, jax.Array], tangents: tuple[Any, Any]
 ) -> tuple[jax.Array, jax.Array]:
     (x, kernel), (dx, dkernel) = primals, tangents
-    k, _, n_in, n_out = kernel.shape
     y = convolve(x, kernel, precision)
-    dy = convolve(dx, kernel, precision)
+    dy = jnp.zeros_like(y)
+    if not isinstance(dx, SymbolicZero):
+        dy = dy + convolve(dx, kernel, precision)
+    if not isinstance(dkernel, SymbolicZero):
+        dy = dy + _along_kernel(x, dkernel, precision)
+    return y, dy
+
+
+def _along_kernel(x: jax.Array, dkernel: jax.Array, precision: lax.Precision | None) -> jax.Array:
+    """convolve(x, dkernel), in the form whose transpose, the kernel's gradient, is fast."""
+    k, _, n_in, n_out = dkernel.shape
     if jax.default_backend() != "cpu" or n_in <= n_out or min(x.shape[1:3]) <= k // 2:
-        return y, dy + convolve(x, dkernel, precision)
-    # The same number, with the kernel as the image and the image as the kernel. Its transpose, the
-    # kernel's gradient, is a convolution of dy by x: XLA's CPU backend copies every k x k patch of
-    # the first operand, and transposes it besides, so let that be the narrower one.
-    dy_kernel = lax.conv_general_dilated(
+        return convolve(x, dkernel, precision)
+    # The kernel as the image and the image as the kernel. The transpose convolves the gradient of y
+    # by x: XLA's CPU backend copies every k x k patch of the first operand, and transposes it
+    # besides, so let that be the narrower one.
+    return lax.conv_general_dilated(
         lax.rev(dkernel, (0, 1)),
         lax.rev(x, (1, 2)),
         window_strides=(1, 1),
@@ -64,10 +73,9 @@ def _convolve_jvp(
         dimension_numbers=lax.ConvDimensionNumbers((3, 2, 0, 1), (0, 3, 1, 2), (3, 0, 1, 2)),
         precision=precision,
     )
-    return y, dy + dy_kernel
 
 
-convolve.defjvp(_convolve_jvp)
+convolve.defjvp(_convolve_jvp, symbolic_zeros=True)
 
 
 class Conv(nn.Module):
