@@ -1,8 +1,9 @@
 """The compiler's flags that the scripts set on machines without an accelerator.
 
 XLA's CPU backend has two libraries for convolutions. YNNPACK, its choice in jaxlib 0.10 to 0.12,
-takes about a quarter more time for a training step of the dVAE than Eigen (``benchmark.py step``
-measures both); for sums and chains of elementwise operations it is the faster one, and stays.
+takes a quarter to a half more time for a training step of the dVAE than Eigen (``benchmark.py
+step`` measures both); for sums and chains of elementwise operations it is the faster one, and
+stays.
 """
 
 import importlib.util
