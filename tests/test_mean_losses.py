@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,10 +34,16 @@ def uses_c(function, *args):
 
 
 @pytest.fixture
-def one_pass(monkeypatch):
-    """The C function, as on a machine with one device; the tests see four."""
-    if not library.ready():
+def compiler():
+    """Where there is one, the C source must compile."""
+    if not (os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")):
         pytest.skip("there is no C compiler")
+    assert library.ready()
+
+
+@pytest.fixture
+def one_pass(compiler, monkeypatch):
+    """The C function, as on a machine with one device; the tests see four."""
     jax.clear_caches()
     monkeypatch.setattr(mean_losses, "_one_pass", lambda *arrays: True)
     yield
@@ -273,9 +280,7 @@ print("VALUE", ll.logit_laplace_mean_loss(half, half, half))
 
 
 @pytest.mark.parametrize(("switch", "used"), [("1", True), ("0", False)])
-def test_a_fresh_process_with_one_device(switch, used):
-    if not library.ready():
-        pytest.skip("there is no C compiler")
+def test_a_fresh_process_with_one_device(compiler, switch, used):
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     done = subprocess.run(
         [sys.executable, "-c", FRESH.format(library.TARGET)],
@@ -300,9 +305,7 @@ def anew(monkeypatch, tmp_path):
     return library._prepared.__wrapped__
 
 
-def test_it_is_built_once_and_kept(anew, monkeypatch, tmp_path):
-    if not library.ready():
-        pytest.skip("there is no C compiler")
+def test_it_is_built_once_and_kept(compiler, anew, monkeypatch, tmp_path):
     assert anew()
     (made,) = (tmp_path / "native").iterdir()
     monkeypatch.setattr(library.subprocess, "run", None)  # not to be called again
@@ -330,9 +333,7 @@ def test_where_it_cannot_be_built_xla_does_the_work(
     assert message in caplog.text
 
 
-def test_a_damaged_library_is_taken_away(anew):
-    if not library.ready():
-        pytest.skip("there is no C compiler")
+def test_a_damaged_library_is_taken_away(compiler, anew):
     made = library._built()
     made.write_bytes(b"half a library")
     assert not anew()
