@@ -71,7 +71,7 @@ def main(args: list[str]) -> None:
     import jax
     from _atlas import style
 
-    from logit_laplace_jax.training import compiled_programs
+    from logit_laplace_jax.runs import compiled_programs
 
     compiled_programs.keep()
     options.out.mkdir(parents=True, exist_ok=True)

@@ -52,8 +52,8 @@ def main(args: list[str]) -> None:
     )
     quiet()
     from logit_laplace_jax.data import errors
-    from logit_laplace_jax.evaluation import report_page
-    from logit_laplace_jax.training import checkpoints, compiled_programs, measure
+    from logit_laplace_jax.runs import checkpoints, compiled_programs, report_page
+    from logit_laplace_jax.runs import evaluation as measure
 
     compiled_programs.keep()
     if not options.run_dirs:

@@ -46,8 +46,8 @@ def main(args: list[str]) -> None:
         config=(tyro.conf.PositionalRequiredArgs,),
     )
     quiet()
-    from logit_laplace_jax.models import exchange, openai
-    from logit_laplace_jax.training import checkpoints, loop
+    from logit_laplace_jax.runs import checkpoints, loop
+    from logit_laplace_jax.weights import exchange, openai
 
     if options.openai and len(options.files) != 2:
         fail("--openai writes two files: export.py RUN_DIR ENCODER.pt DECODER.pt --openai")

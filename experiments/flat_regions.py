@@ -54,7 +54,7 @@ def main(args: list[str]) -> None:
 
     from logit_laplace_jax.data.errors import DataError
     from logit_laplace_jax.data.sources import open_source
-    from logit_laplace_jax.training import checkpoints, compiled_programs, loop
+    from logit_laplace_jax.runs import checkpoints, compiled_programs, loop
 
     compiled_programs.keep()
 
@@ -126,7 +126,7 @@ def by_region(state: Any, batches: Iterable[dict[str, np.ndarray]]) -> dict[str,
     """On white values and on the others, given the hard codes: share, mean ln b, loss, code."""
     import jax
 
-    from logit_laplace_jax.training.evaluate import both_passes
+    from logit_laplace_jax.training.evaluation import both_passes
 
     @jax.jit
     def values(batch: Any) -> Any:

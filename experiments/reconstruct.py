@@ -44,7 +44,8 @@ def main(args: list[str]) -> None:
 
     from logit_laplace_jax.data import images
     from logit_laplace_jax.evaluation import figures, metrics
-    from logit_laplace_jax.training import checkpoints, compiled_programs, evaluate, loop, report
+    from logit_laplace_jax.runs import checkpoints, compiled_programs, loop, report
+    from logit_laplace_jax.training import evaluation as evaluate
 
     compiled_programs.keep()
 

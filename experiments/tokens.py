@@ -100,8 +100,8 @@ def main(args: list[str]) -> None:
     quiet()
     from jax.errors import JaxRuntimeError
 
-    from logit_laplace_jax.training import compiled_programs
-    from logit_laplace_jax.training.checkpoints import CheckpointError
+    from logit_laplace_jax.runs import compiled_programs
+    from logit_laplace_jax.runs.checkpoints import CheckpointError
 
     compiled_programs.keep()
 
@@ -123,7 +123,8 @@ def main(args: list[str]) -> None:
 def encode(options: EncodeConfig, output: Path) -> None:
     """Images to a file of tokens."""
     from logit_laplace_jax.data.all_images import open_images
-    from logit_laplace_jax.training import token_jobs, tokens
+    from logit_laplace_jax.runs import tokenizers as tokens
+    from logit_laplace_jax.tokens import jobs as token_jobs
 
     if not options.images:
         fail("name images: tokens.py encode MODEL IMAGES... --output FILE")
@@ -148,8 +149,9 @@ def encode(options: EncodeConfig, output: Path) -> None:
 
 def decode(options: DecodeConfig, output: Path) -> None:
     """A file of tokens to PNGs."""
-    from logit_laplace_jax.data import token_files
-    from logit_laplace_jax.training import token_jobs, tokens
+    from logit_laplace_jax.runs import tokenizers as tokens
+    from logit_laplace_jax.tokens import files as token_files
+    from logit_laplace_jax.tokens import jobs as token_jobs
 
     content = token_files.read(options.tokens)
     tokenizer = tokens.open_tokenizer(options.model, options.decoder, options.checkpoint)

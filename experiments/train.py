@@ -62,7 +62,7 @@ def main(args: list[str]) -> None:
     config, launch = command.config, command.launch
     quiet()
     from logit_laplace_jax.data import errors
-    from logit_laplace_jax.training import (
+    from logit_laplace_jax.runs import (
         checkpoints,
         compiled_programs,
         loop,
@@ -117,7 +117,8 @@ def simulate(devices: int) -> None:
 
 def dry_run(config: "TrainConfig", simulated: bool) -> None:
     """Tells what an update needs, from shapes alone."""
-    from logit_laplace_jax.training import devices, preflight
+    from logit_laplace_jax.runs import preflight
+    from logit_laplace_jax.training import devices
     from logit_laplace_jax.training.step import train_step
 
     config = config.resolved()

@@ -32,9 +32,8 @@ from logit_laplace_jax.distribution import (
 )
 from logit_laplace_jax.logit_laplace import LogitLaplace
 from logit_laplace_jax.losses import logit_laplace_loss, logit_laplace_pixel_loss
-from logit_laplace_jax.mean_losses import logit_laplace_mean_loss, logit_laplace_pixel_mean_loss
+from logit_laplace_jax.pixel_map import bits_per_dim, map_pixels, unmap_pixels
 from logit_laplace_jax.pixel_masses import pixel_log_prob, pixel_pit
-from logit_laplace_jax.pixels import bits_per_dim, map_pixels, unmap_pixels
 
 __version__ = "0.1.0"
 
@@ -54,9 +53,7 @@ __all__ = [
     "log_prob",
     "log_survival",
     "logit_laplace_loss",
-    "logit_laplace_mean_loss",
     "logit_laplace_pixel_loss",
-    "logit_laplace_pixel_mean_loss",
     "map_pixels",
     "mean",
     "median",

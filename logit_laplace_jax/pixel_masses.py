@@ -26,7 +26,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from logit_laplace_jax import distribution
-from logit_laplace_jax import pixels as pixel_maps
+from logit_laplace_jax import pixel_map as pixel_maps
 from logit_laplace_jax.distribution import elementary
 from logit_laplace_jax.distribution.elementary import LN2, saturate
 

@@ -19,11 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from logit_laplace_jax.native import library
 
 import logit_laplace_jax as ll
 from _bench import peers, rounds, stats
 from _bench.report import DIFFERS, FAILED, SKIPPED, Report, Row, Section
-from logit_laplace_jax.native import library
 
 Loss = Callable[..., Array]
 

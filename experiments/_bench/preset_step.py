@@ -8,7 +8,8 @@ import jax
 import numpy as np
 from configs import load
 
-from logit_laplace_jax.training import devices, preflight
+from logit_laplace_jax.runs import preflight
+from logit_laplace_jax.training import devices
 from logit_laplace_jax.training.config import TrainConfig
 from logit_laplace_jax.training.state import create_state
 from logit_laplace_jax.training.step import train_step

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from _bench import step_jax
-from logit_laplace_jax.models import bottleneck, names
+from logit_laplace_jax.models import bottleneck
 from logit_laplace_jax.training.state import create_state
+from logit_laplace_jax.weights import names
 
 
 class _Done:

@@ -9,7 +9,8 @@ import numpy as np
 
 from _bench import memory
 from logit_laplace_jax.models.config import DVAEConfig
-from logit_laplace_jax.training import devices, preflight
+from logit_laplace_jax.runs import preflight
+from logit_laplace_jax.training import devices
 from logit_laplace_jax.training.config import TrainConfig
 from logit_laplace_jax.training.schedules import Schedule
 from logit_laplace_jax.training.state import create_state

@@ -9,13 +9,18 @@ raises a `DataError` that names the extra to install where a package is missing.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .errors import DataError, TooSmallImage, UnreadableImage
+from logit_laplace_jax.data.errors import DataError, TooSmallImage, UnreadableImage
 
 if TYPE_CHECKING:
-    from .augment import eval_crop, grid_crops, train_crop
-    from .images import decode
-    from .pipeline import check_source, eval_batches, train_batches, whole_batches
-    from .sources import Source, open_source
+    from logit_laplace_jax.data.augment import eval_crop, grid_crops, train_crop
+    from logit_laplace_jax.data.images import decode
+    from logit_laplace_jax.data.pipeline import (
+        check_source,
+        eval_batches,
+        train_batches,
+        whole_batches,
+    )
+    from logit_laplace_jax.data.sources import Source, open_source
 
 _MODULES = {
     "eval_crop": "augment",

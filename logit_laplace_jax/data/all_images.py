@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from .errors import DataError
-from .sources import Source, open_source
+from logit_laplace_jax.data.errors import DataError
+from logit_laplace_jax.data.sources import Source, open_source
 
 Which = Literal["all", "train", "validation"]
 

@@ -14,8 +14,8 @@ import math
 
 import numpy as np
 
-from .errors import TooSmallImage, missing_package
-from .images import height_width
+from logit_laplace_jax.data.errors import TooSmallImage, missing_package
+from logit_laplace_jax.data.images import height_width
 
 try:
     from PIL import Image

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import DataError
-from .folder_index import open_index
-from .walk import EXTENSIONS, FileNames, printable
+from logit_laplace_jax.data.errors import DataError
+from logit_laplace_jax.data.folder_index import open_index
+from logit_laplace_jax.data.walk import EXTENSIONS, FileNames, printable
 
 _VALIDATION_NAMES = ("val", "validation", "valid", "test")
 

@@ -30,9 +30,16 @@ from pathlib import Path
 
 import numpy as np
 
-from logit_laplace_jax import user_cache
-
-from .walk import EXTENSIONS, NO_FOLDER, FileNames, Stamp, Walk, folder_stamp, walk
+from logit_laplace_jax.data.walk import (
+    EXTENSIONS,
+    NO_FOLDER,
+    FileNames,
+    Stamp,
+    Walk,
+    folder_stamp,
+    walk,
+)
+from logit_laplace_jax.runs import user_cache
 
 HELD_OUT = 0.05
 """Share of a folder without split folders that is held out for validation."""

@@ -25,7 +25,7 @@ import stat
 
 import numpy as np
 
-from .errors import DataError, UnreadableImage, missing_package, one_line
+from logit_laplace_jax.data.errors import DataError, UnreadableImage, missing_package, one_line
 
 try:
     # Pillow knows the last two only once their modules are loaded.

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import DataError, missing_package, one_line
+from logit_laplace_jax.data.errors import DataError, missing_package, one_line
 
 try:
     import tensorflow_datasets as tfds

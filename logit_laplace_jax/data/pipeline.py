@@ -32,10 +32,10 @@ from typing import Any
 
 import numpy as np
 
-from .augment import area_resize, eval_crop, grid_crops, train_crop
-from .errors import DataError, TooSmallImage, UnreadableImage, missing_package
-from .skipped import Skipped
-from .sources import Source, Split, open_source
+from logit_laplace_jax.data.augment import area_resize, eval_crop, grid_crops, train_crop
+from logit_laplace_jax.data.errors import DataError, TooSmallImage, UnreadableImage, missing_package
+from logit_laplace_jax.data.skipped import Skipped
+from logit_laplace_jax.data.sources import Source, Split, open_source
 
 try:
     import grain

@@ -4,8 +4,8 @@ import logging
 import sys
 import threading
 
-from .errors import DataError
-from .sources import Source
+from logit_laplace_jax.data.errors import DataError
+from logit_laplace_jax.data.sources import Source
 
 _NAMED_IN_LOG = 20
 """So many skipped images are named in the log; the others are only counted."""

@@ -12,9 +12,9 @@ from typing import Literal
 
 import numpy as np
 
-from . import images
-from .cache import ImageCache
-from .errors import DataError, UnreadableImage, one_line
+from logit_laplace_jax.data import images
+from logit_laplace_jax.data.cache import ImageCache
+from logit_laplace_jax.data.errors import DataError, UnreadableImage, one_line
 
 Split = Literal["train", "validation"]
 
@@ -152,16 +152,16 @@ def open_source(
     name: Callable[[int], str]
     names: Callable[[int, int], list[str]] | None = None
     if spec == "photos":
-        from . import photos, tfds_images
+        from logit_laplace_jax.data import photos, tfds_images
 
         read, name, count = tfds_images.read_split(photos.prepare(data_dir), split, ("name",))
     elif kind == "folder" and colon:
-        from . import folder
+        from logit_laplace_jax.data import folder
 
         files = folder.list_split(rest, split)
         read, name, names, count = files.path, files.name, files.names, len(files)
     elif kind == "tfds" and colon:
-        from . import tfds_images
+        from logit_laplace_jax.data import tfds_images
 
         read, name, count = tfds_images.read_split(tfds_images.prepare(rest, data_dir), split)
     else:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import DataError, missing_package, one_line
+from logit_laplace_jax.data.errors import DataError, missing_package, one_line
 
 try:
     import tensorflow_datasets as tfds

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from logit_laplace_jax import pixels as pixel_maps
+from logit_laplace_jax import pixel_map as pixel_maps
 
 
 class Bins(NamedTuple):

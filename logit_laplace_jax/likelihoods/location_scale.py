@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from logit_laplace_jax import pixels as pixel_maps
+from logit_laplace_jax import pixel_map as pixel_maps
 from logit_laplace_jax.distribution import elementary
 from logit_laplace_jax.likelihoods import base, bins, kernels
 

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from logit_laplace_jax.models.config import DVAEConfig
     from logit_laplace_jax.models.dvae import DVAE, DVAEOutput, init_params
-    from logit_laplace_jax.models.tokenizer import Tokenizer
 
-__all__ = ["DVAE", "DVAEConfig", "DVAEOutput", "Tokenizer", "init_params"]
+
+__all__ = ["DVAE", "DVAEConfig", "DVAEOutput", "init_params"]
 
 _HOME = {
     "DVAE": "logit_laplace_jax.models.dvae",
     "DVAEConfig": "logit_laplace_jax.models.config",
     "DVAEOutput": "logit_laplace_jax.models.dvae",
-    "Tokenizer": "logit_laplace_jax.models.tokenizer",
     "init_params": "logit_laplace_jax.models.dvae",
 }
 

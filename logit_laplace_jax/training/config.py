@@ -8,7 +8,7 @@ import math
 from typing import Any, Literal, get_args
 
 from logit_laplace_jax import likelihoods
-from logit_laplace_jax import pixels as pixel_maps
+from logit_laplace_jax import pixel_map as pixel_maps
 from logit_laplace_jax.models.config import DVAEConfig
 from logit_laplace_jax.training.schedules import Schedule
 

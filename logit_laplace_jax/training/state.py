@@ -9,7 +9,7 @@ import optax
 from jax import Array
 
 from logit_laplace_jax.models.dvae import init_params
-from logit_laplace_jax.training import precision
+from logit_laplace_jax.training import loss_scaling as precision
 from logit_laplace_jax.training.config import TrainConfig
 
 

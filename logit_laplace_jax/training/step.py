@@ -18,11 +18,12 @@ import numpy as np
 import optax
 from jax import Array, lax
 
-from logit_laplace_jax import pixels as pixel_maps
+from logit_laplace_jax import pixel_map as pixel_maps
 from logit_laplace_jax.checks import check
 from logit_laplace_jax.models import bottleneck
 from logit_laplace_jax.models.dvae import DVAE, DVAEOutput
-from logit_laplace_jax.training import precision, scale
+from logit_laplace_jax.training import loss_scaling as precision
+from logit_laplace_jax.training import optimal_scale as scale
 from logit_laplace_jax.training.config import TrainConfig
 from logit_laplace_jax.training.state import TrainState, make_optimizer
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from logit_laplace_jax.training import loop, records
-from logit_laplace_jax.training.checkpoints import Checkpoints
+from logit_laplace_jax.runs import loop, records
+from logit_laplace_jax.runs.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("compile_once")
 

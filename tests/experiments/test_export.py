@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from logit_laplace_jax import likelihoods
-from logit_laplace_jax.models import DVAEConfig, exchange, openai
+from logit_laplace_jax.models import DVAEConfig
+from logit_laplace_jax.runs.checkpoints import Checkpoints
 from logit_laplace_jax.training import config as configs
-from logit_laplace_jax.training.checkpoints import Checkpoints
 from logit_laplace_jax.training.state import create_state
+from logit_laplace_jax.weights import exchange, openai
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

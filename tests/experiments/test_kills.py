@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import pytest
 
-from logit_laplace_jax.training import loop, records
+from logit_laplace_jax.runs import loop, records
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

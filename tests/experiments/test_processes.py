@@ -18,8 +18,9 @@ import jax
 import numpy as np
 import pytest
 
-from logit_laplace_jax.training import devices, loop, processes, records
-from logit_laplace_jax.training.run_directory import RunError, read_config
+from logit_laplace_jax.runs import loop, processes, records
+from logit_laplace_jax.runs.run_directory import RunError, read_config
+from logit_laplace_jax.training import devices
 from logit_laplace_jax.training.state import create_state
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

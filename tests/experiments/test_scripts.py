@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from logit_laplace_jax.training import records
+from logit_laplace_jax.runs import records
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

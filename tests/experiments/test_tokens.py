@@ -16,15 +16,20 @@ import pytest
 from PIL import Image
 
 from logit_laplace_jax import likelihoods
-from logit_laplace_jax.data import token_files, token_fit
 from logit_laplace_jax.data.errors import DataError
 from logit_laplace_jax.data.sources import Source
-from logit_laplace_jax.models import DVAEConfig, Tokenizer, exchange, init_params, openai
+from logit_laplace_jax.models import DVAEConfig, init_params
 from logit_laplace_jax.models.dvae import param_shapes
+from logit_laplace_jax.runs import tokenizers as tokens
+from logit_laplace_jax.runs.checkpoints import Checkpoints
+from logit_laplace_jax.tokens import Tokenizer
+from logit_laplace_jax.tokens import batches as token_batches
+from logit_laplace_jax.tokens import files as token_files
+from logit_laplace_jax.tokens import jobs as token_jobs
+from logit_laplace_jax.tokens import tiles as token_fit
 from logit_laplace_jax.training import config as configs
-from logit_laplace_jax.training import token_batches, token_jobs, tokens
-from logit_laplace_jax.training.checkpoints import Checkpoints
 from logit_laplace_jax.training.state import create_state
+from logit_laplace_jax.weights import exchange, openai
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from logit_laplace_jax.models.config import DVAEConfig
+from logit_laplace_jax.runs.checkpoints import Checkpoints
 from logit_laplace_jax.training import devices
-from logit_laplace_jax.training.checkpoints import Checkpoints
 from logit_laplace_jax.training.config import OptimizerConfig, TrainConfig
-from logit_laplace_jax.training.evaluate import Evaluator
+from logit_laplace_jax.training.evaluation import Evaluator
 from logit_laplace_jax.training.schedules import Schedule
 from logit_laplace_jax.training.state import create_state
 from logit_laplace_jax.training.step import train_step
@@ -184,7 +184,7 @@ TRAVEL = """
 import json, sys
 import jax, numpy as np
 from logit_laplace_jax.training import devices
-from logit_laplace_jax.training.checkpoints import Checkpoints
+from logit_laplace_jax.runs.checkpoints import Checkpoints
 sys.path.insert(0, sys.argv[1])
 import test_layouts as t
 

@@ -10,7 +10,8 @@ import pytest
 from logit_laplace_jax import likelihoods
 from logit_laplace_jax.models.config import DVAEConfig
 from logit_laplace_jax.models.dvae import DVAE
-from logit_laplace_jax.training import devices, scale
+from logit_laplace_jax.training import devices
+from logit_laplace_jax.training import optimal_scale as scale
 from logit_laplace_jax.training.config import OptimizerConfig, TrainConfig
 from logit_laplace_jax.training.schedules import Schedule
 from logit_laplace_jax.training.state import create_state

@@ -1,0 +1,1 @@
+"""Jobs: the loop, checkpoints, run directories, metrics, whole evaluations."""

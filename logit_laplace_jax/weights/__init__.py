@@ -1,0 +1,1 @@
+"""Formats of weights: OpenAI's published files, state dicts, safetensors."""
