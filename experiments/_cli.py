@@ -1,4 +1,4 @@
-"""What the scripts share: options by tyro, and errors as one line with exit status 2."""
+"""What the scripts share: options by tyro, output that ends nothing, errors as one line."""
 
 import contextlib
 import io
@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, TypeVar
 
 import _xla_flags
@@ -17,6 +17,17 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 _xla_flags.choose(os.environ)
 
 T = TypeVar("T")
+
+
+def say(line: str = "") -> None:
+    """Prints one line, above a progress bar if there is one; a reader that is gone ends nothing."""
+    from tqdm import tqdm
+
+    try:
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def fail(message: str, status: int = 2) -> NoReturn:
@@ -31,21 +42,56 @@ def say_error(message: str) -> None:
     print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
 
 
-def parse(kind: type[T], args: list[str], **options: Any) -> T:
-    """Reads the options of ``kind`` (a dataclass) from ``args``; a mistake ends the script."""
+def parse(
+    kind: type[T], args: list[str], short: Mapping[str, str] | None = None, **options: Any
+) -> T:
+    """Reads the options of ``kind`` (a dataclass) from ``args``; a mistake ends the script.
+
+    Args:
+      kind: the dataclass; tyro explains its options by the docstrings under its fields.
+      args: the command line.
+      short: short names of nested options, as in ``{"--data": "--data.source"}``.
+      **options: tyro's.
+    """
     import tyro
 
-    printed = io.StringIO()
+    short = short or {}
+
+    def renamed(text: str) -> str:
+        for name, full in short.items():
+            # Of the same width with what follows it: tyro sets its help in columns.
+            pad = " " * (len(full) - len(name))
+            text = re.sub(rf"{re.escape(full)}( \S+)", rf"{name}\1{pad}", text)
+            text = text.replace(full, name)
+        return text
+
+    def expanded(arg: str) -> str:
+        name, equals, value = arg.partition("=")
+        return short.get(name.replace("_", "-"), name) + equals + value
+
+    shown, complaint = _Text(), io.StringIO()
     try:
-        with contextlib.redirect_stderr(printed):
-            result: T = tyro.cli(kind, args=args, **options)
+        with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(complaint):
+            result: T = tyro.cli(kind, args=list(map(expanded, args)), **options)
             return result
     except SystemExit as stop:
-        if not stop.code:
-            raise
-        fail(_first_paragraph(printed.getvalue()))
+        if stop.code:
+            fail(renamed(_first_paragraph(complaint.getvalue())))
+        say(renamed(shown.text()))
+        raise
     except ValueError as error:  # of a dataclass inside another one tyro lets it through
         fail(str(error))
+
+
+class _Text(io.TextIOWrapper):
+    """Keeps what is printed, with the characters that standard output has."""
+
+    def __init__(self) -> None:
+        super().__init__(io.BytesIO(), encoding=sys.stdout.encoding, write_through=True)
+
+    def text(self) -> str:
+        self.seek(0)
+        return self.read().rstrip()
 
 
 def _first_paragraph(box: str) -> str:
@@ -73,6 +119,9 @@ def quiet() -> None:
     """Silences libraries' narration; warnings of this project still show, as single lines."""
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
     logging.getLogger("logit_laplace_jax").setLevel(logging.WARNING)
+    # Orbax and its threads log tracebacks of what reaches the caller as one exception.
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _interrupt(number: int, _: object) -> None:
@@ -84,6 +133,9 @@ def run_script(main: Callable[[list[str]], None]) -> None:
 
     SIGINT and SIGTERM end it with one line; ``main`` may do better for some time.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may know ASCII only
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         main(sys.argv[1:])

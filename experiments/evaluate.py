@@ -10,7 +10,7 @@ import json
 import time
 from pathlib import Path
 
-from _cli import fail, one_line_errors, parse, quiet, run_script
+from _cli import fail, one_line_errors, parse, quiet, run_script, say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,18 +25,19 @@ class Options:
     """Also write the numbers of all runs to this file; it must not exist."""
     whole: bool = False
     """Evaluate whole images of any size, padded where needed (padding never counts), not crops."""
-    scale: float | None = None
-    """Size of whole images as a share of their own, in (0, 1], with --whole; default: 1. (Crops are
-    cut at the run's --eval-scale.)"""
+    resize: float | None = None
+    """Factor on the size of whole images, in (0, 1], with --whole; default: 1. (Crops are cut at
+    the run's --evaluation.resize.)"""
     edges: Path | None = None
     """Folder of boundary maps (white on black) named like the images, with --whole; default: a
     Sobel filter."""
     limit: int | None = None
-    """At most so many crops, or images with --whole; default: the run's --eval-images."""
+    """At most so many crops, or images with --whole; default: the run's --evaluation.images."""
     checkpoint: str = "latest"
     """latest, best (fewest held-out bits/dim while training), or a number of updates."""
     batch_size: int | None = None
-    """Images at a time, over all devices; default: the run's; with --whole one a device."""
+    """Images at a time, over all devices; default: the run's; with --whole one
+    per device."""
 
 
 def main(args: list[str]) -> None:
@@ -51,9 +52,9 @@ def main(args: list[str]) -> None:
         config=(tyro.conf.PositionalRequiredArgs,),
     )
     quiet()
-    from logit_laplace_jax.data import errors
-    from logit_laplace_jax.runs import checkpoints, compiled_programs, report_page
-    from logit_laplace_jax.runs import evaluation as measure
+    from logit_laplace_jax.data.errors import DataError
+    from logit_laplace_jax.runs import compiled_programs, directory, evaluation, report_page
+    from logit_laplace_jax.runs.errors import CheckpointError
 
     compiled_programs.keep()
     if not options.run_dirs:
@@ -68,28 +69,28 @@ def main(args: list[str]) -> None:
     results = {}
     for folder in options.run_dirs:
         started = time.perf_counter()
-        with one_line_errors(ValueError, checkpoints.CheckpointError, errors.DataError):
-            values, pictures = measure.measure_run(
+        with one_line_errors(ValueError, CheckpointError, DataError):
+            values, pictures = evaluation.evaluate_run(
                 folder,
                 options.data,
                 whole=options.whole,
-                scale=options.scale,
+                resize=options.resize,
                 edge_maps=options.edges,
                 limit=options.limit,
                 batch_size=options.batch_size,
                 checkpoint=options.checkpoint,
             )
-        results[str(folder)] = values
         seconds = time.perf_counter() - started
-        print(f"{folder}: step {values['step']}, evaluated in {seconds:.1f} s")
-        print(report_page.table(values))
-        (folder / "evaluation.json").write_text(_text(values), encoding="utf-8")
+        results[str(folder)] = values
+        directory.write_whole(folder / "evaluation.json", _text(values))
         page = folder / "evaluation.png"
         title = f"{folder.name}: {values['likelihood']}, step {values['step']}, {values['data']}"
         report_page.write_page(page, values, pictures, title)
-        print(f"page      {page}\nnumbers   {folder / 'evaluation.json'}")
+        say(f"{folder}: step {values['step']}, evaluated in {seconds:.1f} s")
+        say(report_page.table(values))
+        say(f"page      {page}\nnumbers   {folder / 'evaluation.json'}")
     if options.json is not None:
-        options.json.write_text(_text(results), encoding="utf-8")
+        directory.write_whole(options.json, _text(results))
 
 
 def _text(values: dict[str, object]) -> str:

@@ -75,18 +75,18 @@ def metadata(state: "TrainState") -> dict[str, Any]:
     import logit_laplace_jax
 
     config = state.config
-    kind, _, place = config.data.partition(":")
+    kind, _, place = config.data.source.partition(":")
     return {
         "package": f"logit_laplace_jax {logit_laplace_jax.__version__}",
         "parameters": "moving average",
         "step": int(state.step),
-        "eps": config.eps,
-        "likelihood": config.likelihood,
-        "likelihood_options": dataclasses.asdict(config.build_likelihood()),
-        "objective": config.objective,
+        "eps": config.likelihood.eps,
+        "likelihood": config.likelihood.name,
+        "likelihood_options": dataclasses.asdict(config.likelihood.build()),
+        "objective": config.likelihood.objective,
         "image_size": config.image_size,
         # Where a folder stands is nobody else's business.
-        "data": f"{kind}:{Path(place).name}" if kind == "folder" else config.data,
+        "data": f"{kind}:{Path(place).name}" if kind == "folder" else config.data.source,
     }
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 from pathlib import Path
 
-from _cli import fail, one_line_errors, parse, quiet, run_script
+from _cli import fail, one_line_errors, parse, quiet, run_script, say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Options:
 
 
 def main(args: list[str]) -> None:
-    """Reads the run and the images, writes one PNG an image."""
+    """Reads the run and the images, writes one PNG per image."""
     import tyro
 
     options = parse(
@@ -44,7 +44,8 @@ def main(args: list[str]) -> None:
 
     from logit_laplace_jax.data import images
     from logit_laplace_jax.evaluation import figures, metrics
-    from logit_laplace_jax.runs import checkpoints, compiled_programs, loop, report
+    from logit_laplace_jax.runs import compiled_programs, directory, report
+    from logit_laplace_jax.runs.errors import CheckpointError
     from logit_laplace_jax.training import evaluation as evaluate
 
     compiled_programs.keep()
@@ -58,18 +59,18 @@ def main(args: list[str]) -> None:
     folder = options.output or options.run_dir / "reconstructions"
     if folder.exists() and not folder.is_dir():
         fail(f"{folder} is a file; choose another --output folder")
-    with one_line_errors(ValueError, checkpoints.CheckpointError):
-        state = loop.load(options.run_dir, print, options.checkpoint)
+    with one_line_errors(ValueError, CheckpointError):
+        state = directory.load(options.run_dir, options.checkpoint)
     targets = _targets(options.images, folder, int(state.step))
     originals = [_decode(images, path, state.config.model.channels) for path in options.images]
     for target, original in zip(targets, originals, strict=True):
         factor = state.config.model.downsampling
-        image = report.fit(original, factor, 1.0, options.longest_side)
+        image = report.resized(original, factor, 1.0, options.longest_side)
         rebuilt = np.asarray(evaluate.reconstruct(state, image[None]))
         decibels = float(metrics.psnr(metrics.mean_squared_error(rebuilt, image[None] / 255.0))[0])
         figures.save_png(target, figures.side_by_side(image, rebuilt[0]), options.enlarge)
         size = f"{image.shape[1]} x {image.shape[0]}"
-        print(f"{target}: {size} pixels, PSNR {decibels:.2f} dB")
+        say(f"{target}: {size} pixels, PSNR {decibels:.2f} dB")
 
 
 def _targets(paths: tuple[Path, ...], folder: Path, step: int) -> list[Path]:

@@ -6,15 +6,10 @@ python experiments/train.py [PRESET] --help
 
 import dataclasses
 import itertools
-import json
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
-from _cli import fail, one_line_errors, parse, quiet, run_script, say_error
-from _supervisor import supervise
-
-if TYPE_CHECKING:
-    from logit_laplace_jax.training.config import TrainConfig
+from _cli import fail, one_line_errors, parse, quiet, run_script, say, say_error
 
 DESCRIPTION = """Trains a dVAE: python experiments/train.py [PRESET] [--options].
 
@@ -23,15 +18,21 @@ Presets:
 
 Running the same command again goes on where the run directory stands. Ctrl-C saves first."""
 
+SHORT = {
+    "--data": "--data.source",
+    "--likelihood": "--likelihood.name",
+    "--eval-every": "--evaluation.every",
+}
+"""Options that every user meets, by what they are called in the configuration."""
+
 
 def main(args: list[str]) -> None:
     """Parses, trains, reports."""
-    if "--distributed" in args:
-        supervise("train.py")  # before anything starts threads: it forks
     import tyro
     from configs import PRESETS, load
 
-    from logit_laplace_jax.training.config import FOLLOWS, Launch, TrainConfig
+    from logit_laplace_jax.runs.launch import Launch
+    from logit_laplace_jax.training.config import FOLLOWS, TrainConfig, flat
 
     preset = "photos"
     if args and not args[0].startswith("-"):
@@ -41,10 +42,10 @@ def main(args: list[str]) -> None:
     for before, word in itertools.pairwise(args):
         if word in PRESETS and not before.startswith("-"):
             fail(f"the preset comes first: train.py {word} --options")
-    presets = "\n".join(f"  {name:<11}{text}" for name, text in PRESETS.items())
-    for flag, source in FOLLOWS.items():
-        option = f"--{flag}".replace("_", "-")
-        if any(arg.split("=")[0].replace("_", "-") == option for arg in args):
+    given = {arg.split("=")[0].replace("_", "-") for arg in args}
+    for name, source in FOLLOWS.items():
+        option = f"--{name.replace('_', '-')}"
+        if option in given:
             fail(f"{option} follows --{source}: give that")
 
     @dataclasses.dataclass(frozen=True)
@@ -55,50 +56,49 @@ def main(args: list[str]) -> None:
     command = parse(
         Command,
         args,
+        SHORT,
         default=Command(load(preset), Launch()),
         prog=f"train.py {preset}",
-        description=DESCRIPTION.format(presets=presets),
+        description=DESCRIPTION.format(
+            presets="\n".join(f"  {name:<11}{text}" for name, text in PRESETS.items())
+        ),
     )
     config, launch = command.config, command.launch
     quiet()
-    from logit_laplace_jax.data import errors
-    from logit_laplace_jax.runs import (
-        checkpoints,
-        compiled_programs,
-        loop,
-        processes,
-        report,
-        run_directory,
-    )
-
     if launch.simulate is not None:
         simulate(launch.simulate)
+    from logit_laplace_jax.data.errors import DataError
+    from logit_laplace_jax.runs import compiled_programs, errors, preflight, processes
+
     compiled_programs.keep()
     with one_line_errors(ValueError):
         if launch.distributed:
             processes.initialize(launch.coordinator, launch.num_processes, launch.process_id)
-        if launch.dry_run:
-            show(preset, config)
-            dry_run(config, launch.simulate is not None)
-            return
     main_process = processes.is_main()
     if main_process:
-        show(preset, config)
-    status, message = 2, ""
-    try:
-        run = loop.Run(config, launch=launch)
-        trained = run.train()
-        if main_process:
-            with run_directory.full_disk_in_one_line(run.folder):
-                report.finish(run, trained)
+        usual = flat(load(preset))
+        changed = [f"{k} {v}" for k, v in flat(config).items() if v != usual[k]]
+        say(f"train.py  {', '.join((preset, *changed))}")
+    if launch.dry_run:
+        with one_line_errors(ValueError):
+            preflight.dry_run(config, launch.simulate is not None, say)
         return
-    except (loop.NonFiniteLoss, loop.OutOfMemory, processes.LostProcess) as error:
-        status, message = 1, str(error)
-    except (checkpoints.CheckpointError, errors.DataError, ValueError) as error:
-        message = str(error)
-    except loop.Stopped as stop:
+
+    from logit_laplace_jax.runs import loop, report
+
+    try:
+        run = loop.train(config, launch=launch, say=say)
         if main_process:
-            print(stop, flush=True)
+            with errors.clear_errors(run.folder, ""):
+                report.finish(run, say)
+        return
+    except (errors.NonFiniteLoss, errors.OutOfMemory, errors.LostProcess) as error:
+        status, message = 1, str(error)
+    except (errors.CheckpointError, DataError, ValueError) as error:
+        status, message = 2, str(error)
+    except errors.Stopped as stop:
+        if main_process:
+            say(str(stop))
         sys.exit(128 + stop.signal_number)
     if launch.distributed:
         # Not by way of Python's exit, where JAX would wait for processes that may be gone.
@@ -113,40 +113,6 @@ def simulate(devices: int) -> None:
 
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
-
-
-def dry_run(config: "TrainConfig", simulated: bool) -> None:
-    """Tells what an update needs, from shapes alone."""
-    from logit_laplace_jax.runs import preflight
-    from logit_laplace_jax.training import devices
-    from logit_laplace_jax.training.step import train_step
-
-    config = config.resolved()
-    layout = devices.choose(
-        config.parallel,
-        config.batch_size,
-        accumulate=config.accumulate,
-        fsdp=config.fsdp,
-        devices=config.devices,
-    )
-    step = layout.compile(train_step, donate=True)
-    needs = preflight.measure(config, layout, step)
-    # Simulated devices share one memory: theirs says nothing.
-    available = None if simulated else preflight.available_bytes(layout)
-    for line in preflight.lines(needs, config, available):
-        print(line)
-
-
-def show(preset: str, config: "TrainConfig") -> None:
-    """Prints the configuration: one line a group."""
-    from logit_laplace_jax.training.config import to_dict
-
-    values = to_dict(config)
-    groups = {key: values.pop(key) for key in list(values) if isinstance(values[key], dict)}
-    print(f"train.py {preset}")
-    for name, group in {"run": values, **groups}.items():
-        text = ", ".join(f"{key} {json.dumps(value)}" for key, value in group.items())
-        print(f"  {name:<14}{text}")
 
 
 if __name__ == "__main__":

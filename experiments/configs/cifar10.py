@@ -7,17 +7,22 @@ at the end (β = 1): the paper's 6.6 is a choice for 256 x 256 web images.
 """
 
 from logit_laplace_jax.models.config import DVAEConfig
-from logit_laplace_jax.training.config import TrainConfig
+from logit_laplace_jax.training.config import (
+    DataConfig,
+    EvaluationConfig,
+    LikelihoodConfig,
+    TrainConfig,
+)
 from logit_laplace_jax.training.schedules import Schedule
 
 CONFIG = TrainConfig(
     run_dir="runs/cifar10",
-    data="tfds:cifar10",
+    data=DataConfig(source="tfds:cifar10"),
     steps=100_000,
     batch_size=256,
     image_size=32,
-    min_log_scale=-6.0,
-    eval_images=None,
+    likelihood=LikelihoodConfig(min_log_scale=-6.0),
+    evaluation=EvaluationConfig(images=None),
     precision="bfloat16",
     log_every=20,
     beta=Schedule(0.0, 1.0, 5_000),

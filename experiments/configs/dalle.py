@@ -7,20 +7,23 @@ bring your own. Fewer devices: --accumulate. TPUs: --precision bfloat16 (it need
 """
 
 from logit_laplace_jax.models.config import DVAEConfig
-from logit_laplace_jax.training.config import OptimizerConfig, TrainConfig
+from logit_laplace_jax.training.config import (
+    DataConfig,
+    LikelihoodConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 from logit_laplace_jax.training.schedules import Schedule
 
 CONFIG = TrainConfig(
     run_dir="runs/dalle",
-    data="tfds:imagenet2012",
+    data=DataConfig(source="tfds:imagenet2012", min_crop=1.0),
     steps=3_000_000,
     batch_size=512,
     image_size=256,
     precision="float16",
     log_every=50,
-    eps=0.1,
-    min_log_scale=None,
-    min_crop=1.0,
+    likelihood=LikelihoodConfig(eps=0.1, min_log_scale=None),
     beta=Schedule(0.0, 6.6, 5_000),
     temperature=Schedule(1.0, 1.0 / 16.0, 150_000),
     learning_rate=Schedule(1e-4, 1.25e-6, 1_200_000),

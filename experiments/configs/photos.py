@@ -14,22 +14,25 @@ ln b has a floor.
 """
 
 from logit_laplace_jax.models.config import DVAEConfig
-from logit_laplace_jax.training.config import OptimizerConfig, TrainConfig
+from logit_laplace_jax.training.config import (
+    DataConfig,
+    EvaluationConfig,
+    LikelihoodConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 from logit_laplace_jax.training.schedules import Schedule
 
 CONFIG = TrainConfig(
     run_dir="runs/photos",
-    data="photos",
+    data=DataConfig(source="photos", min_crop=0.2),
     steps=2_000,
     batch_size=16,
     image_size=32,
-    eval_every=500,
+    evaluation=EvaluationConfig(every=500, resize=0.5, images=None),
     checkpoint_every=500,
     log_every=1,
-    min_log_scale=-5.0,
-    min_crop=0.2,
-    eval_scale=0.5,
-    eval_images=None,
+    likelihood=LikelihoodConfig(min_log_scale=-5.0),
     init="data",
     init_logit_std=3.0,
     beta=Schedule(3.0, 2.0),

@@ -6,22 +6,24 @@ Expected: seconds on two CPU cores, once compiled; the pictures mean nothing.
 """
 
 from logit_laplace_jax.models.config import DVAEConfig
-from logit_laplace_jax.training.config import TrainConfig
+from logit_laplace_jax.training.config import (
+    DataConfig,
+    EvaluationConfig,
+    LikelihoodConfig,
+    TrainConfig,
+)
 from logit_laplace_jax.training.schedules import Schedule
 
 CONFIG = TrainConfig(
     run_dir="runs/smoke",
-    data="photos",
+    data=DataConfig(source="photos", min_crop=0.2),
     steps=8,
     batch_size=8,
     image_size=16,
-    eval_every=4,
+    evaluation=EvaluationConfig(every=4, resize=0.25, images=24),
     checkpoint_every=4,
     log_every=1,
-    min_log_scale=-5.0,
-    min_crop=0.2,
-    eval_scale=0.25,
-    eval_images=24,
+    likelihood=LikelihoodConfig(min_log_scale=-5.0),
     beta=Schedule(0.0, 0.1),
     temperature=Schedule(1.0, 0.5),
     learning_rate=Schedule(1e-3, 1e-4),

@@ -1,50 +1,36 @@
-"""Checkpoints of a run, by Orbax: written in the background and atomically, verified when read.
+"""Checkpoints of a run, by Orbax: written in the background, complete or not at all.
 
-The one module that knows Orbax's API, whose next major version moves it. A checkpoint holds the
-state, the data iterator's place, a checksum of every array and, where the step was evaluated, the
-measure that says which one is best. It belongs to no layout: what one device wrote eight can read.
+The one module that knows Orbax's API. A checkpoint holds the state, the data iterator's place and,
+where the step was evaluated, its measures. It belongs to no layout: what one device wrote eight can
+read.
 """
 
 import contextlib
-import dataclasses
 import errno
-import json
-import logging
 import math
 import os
-import sys
-import zlib
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
-from jax import Array, lax
 from jax.experimental import multihost_utils
-from orbax.checkpoint import checkpoint_managers
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from logit_laplace_jax.runs.errors import CheckpointError
 from logit_laplace_jax.training.state import TrainState
 
-_MEASURE = "bpd_hard"
-"""What makes a checkpoint the best: held-out bits/dim in all, the fewer the better."""
-
-_DATA = "data"
-_OWN = "checksum"
-"""Under which a checkpoint's JSON holds its own checksum."""
-
-_JSON_FILE = "metadata"
-"""Where Orbax puts a checkpoint's JSON."""
-
-DAMAGED = ".damaged"
-"""What the name of a folder is given when its checkpoint proves unreadable."""
+_DAMAGED = ".damaged"
+"""What is added to the name of a checkpoint's folder when it proves unreadable."""
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be read or written; one clear line."""
+def _measure(metrics: Any) -> float:
+    """What makes a checkpoint the best: held-out bits/dim in all, the fewer the better."""
+    return float(metrics["bpd_hard"])
 
 
 def _arrays(state: TrainState) -> dict[str, Any]:
@@ -65,101 +51,6 @@ def _state(like: TrainState, arrays: dict[str, Any]) -> TrainState:
     return like.replace(**arrays)
 
 
-def checksum(array: Array | np.ndarray) -> int:
-    """A number that changes when any bit of an array does, whatever devices it lies on.
-
-    The sum of its 32-bit words, each mixed with its place, modulo 2^32. Integer sums have one value
-    in any order, so devices and host agree. For each place the mixing is one to one, so any change
-    of one word shows; being far from linear it also tells words that changed places.
-
-    Args:
-      array: any shape, of a 32-bit dtype.
-
-    >>> checksum(np.array([1, 2], np.int32)) == checksum(jnp.array([1, 2], jnp.int32))
-    True
-    """
-    if isinstance(array, np.ndarray):
-        words = array.reshape(-1).view(np.uint32)
-        places = np.arange(words.size, dtype=np.uint32)
-        return int(_mixed(words, places).sum(dtype=np.uint32))
-    return int(_device_checksum(array).addressable_data(0))
-
-
-def _mixed(words: Any, places: Any) -> Any:
-    # The finaliser of MurmurHash3, from its second line on the same.
-    words = words ^ (places * np.uint32(0x9E3779B9))
-    words = (words ^ (words >> np.uint32(16))) * np.uint32(0x85EBCA6B)
-    words = (words ^ (words >> np.uint32(13))) * np.uint32(0xC2B2AE35)
-    return words ^ (words >> np.uint32(16))
-
-
-@jax.jit
-def _device_checksum(array: Array) -> Array:
-    words = lax.bitcast_convert_type(array, jnp.uint32)
-    place = jnp.zeros(array.shape, jnp.uint32)
-    stride = 1
-    for axis in reversed(range(array.ndim)):
-        along = lax.broadcasted_iota(jnp.uint32, array.shape, axis)
-        place = place + along * jnp.uint32(stride % 2**32)
-        stride *= array.shape[axis]
-    return jnp.sum(_mixed(words, place), dtype=jnp.uint32)
-
-
-def _on_host(leaf: Array) -> Array | np.ndarray:
-    """A copy of an array that is in the host's memory anyway; others as they are."""
-    if jax.default_backend() == "cpu" and leaf.sharding.is_fully_replicated:
-        return np.array(leaf.addressable_data(0))
-    return leaf
-
-
-def _checksums(arrays: dict[str, Any]) -> dict[str, int]:
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): checksum(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)
-    }
-
-
-def _own_checksum(data: dict[str, Any]) -> int:
-    """The checksum of a checkpoint's JSON but for the checksum itself."""
-    rest = {name: value for name, value in data.items() if name != _OWN}
-    return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
-
-
-class _Raised(logging.Filter):
-    """Drops what asyncio logs of those of Orbax's writes that failed after the first."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        text = record.getMessage()
-        return "never retrieved" not in text or not ("orbax" in text or "tensorstore" in text)
-
-
-_RAISED = _Raised()
-
-
-def _silence_threads() -> None:
-    """Keeps Orbax and its threads from printing what reaches the caller as one exception.
-
-    It narrates every save and logs tracebacks of what it raises. When one array cannot be read or
-    written, it closes the event loop that the others still report to: they fail too, unheard.
-    """
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-    logging.getLogger("asyncio").addFilter(_RAISED)  # does nothing the second time
-    if not isinstance(sys.unraisablehook, _IgnoresClosedLoops):
-        sys.unraisablehook = _IgnoresClosedLoops(sys.unraisablehook)
-
-
-@dataclasses.dataclass(frozen=True)
-class _IgnoresClosedLoops:
-    """A hook for exceptions that nobody can catch: passes on all but those of a closed loop."""
-
-    before: Callable[[Any], Any]
-
-    def __call__(self, unraisable: Any) -> None:
-        error = unraisable.exc_value
-        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
-            self.before(unraisable)
-
-
 class Checkpoints:
     """The ``checkpoints/`` folder of a run. Use as a context manager: leaving waits for writes.
 
@@ -177,31 +68,21 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int | None = None, create: bool = True):
         if not create and not folder.is_dir():
             raise CheckpointError(f"no complete checkpoint yet: {folder} does not exist")
-        _silence_threads()
         self.folder = folder.resolve()
-        self._measured: dict[int, float] = {}
+        best = BestN(
+            get_metric_fn=_measure, reverse=True, n=1, keep_checkpoints_without_metrics=False
+        )
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=_LatestAndBest(keep, self._measured) if keep else None,
+                best_fn=_measure,
+                best_mode="min",
+                preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
                 create=create,
                 cleanup_tmp_directories=create,
                 read_only=not create,
             ),
         )
-
-        self._read_measures()
-
-    def _read_measures(self) -> None:
-        self._measured.clear()
-        for step in self.steps:
-            # Not by Orbax: of a damaged checkpoint there may be no telling, and that is no error.
-            with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
-                text = (self.folder / str(step) / _DATA / _JSON_FILE).read_text(encoding="utf-8")
-                data = json.loads(text)
-                measure = data.get(_MEASURE)
-                if measure is not None and data.get(_OWN) == _own_checksum(data):
-                    self._measured[step] = float(measure)
 
     def __enter__(self) -> Self:
         return self
@@ -212,17 +93,9 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is None:
+        # Of two errors the one that is on its way out already says more.
+        with contextlib.suppress(*([Exception] if error else [])):
             self._guarded(self._manager.close)
-            return
-        with contextlib.suppress(Exception):  # what is on its way out already says more
-            self._manager.close()
-
-    @property
-    def latest(self) -> int | None:
-        """Step of the last complete checkpoint; None without one."""
-        step = self._manager.latest_step()
-        return None if step is None else int(step)
 
     @property
     def steps(self) -> list[int]:
@@ -230,13 +103,21 @@ class Checkpoints:
         return sorted(int(step) for step in self._manager.all_steps())
 
     @property
+    def latest(self) -> int | None:
+        """Step of the last complete checkpoint; None without one."""
+        return max(self.steps, default=None)
+
+    @property
     def best(self) -> int | None:
         """Step of the evaluated checkpoint with the fewest held-out bits/dim; None without one."""
-        return _best(self._measured)
+        best = self._manager.best_step()
+        return None if best is None or self._manager.metrics(best) is None else int(best)
 
     def is_better(self, measures: dict[str, float]) -> bool:
         """Whether an evaluation beats those of all checkpoints that are kept."""
-        return measures[_MEASURE] < min(self._measured.values(), default=math.inf)
+        best = self.best
+        found = math.inf if best is None else _measure(self._manager.metrics(best))
+        return _measure(measures) < found
 
     def save(
         self,
@@ -254,28 +135,22 @@ class Checkpoints:
         Raises:
           CheckpointError: it, or the one before it, could not be written.
         """
-        arrays = _arrays(state)
         step = int(state.step.addressable_data(0))
         if step in self.steps:
             return
-        if jax.default_backend() == "cpu":
+        arrays = _arrays(state)
+        if next(iter(state.step.devices())).platform == "cpu":
             # Elsewhere Orbax copies to the host before it returns; here the host's memory is the
             # device's, and the next step would write into what is being saved.
-            arrays = jax.tree.map(lambda a: jnp.copy(a) if a is (b := _on_host(a)) else b, arrays)
-        data = {
-            "iterator": iterator_state,
-            "checksums": _checksums(arrays),
-            _MEASURE: None if measures is None else float(measures[_MEASURE]),
-        }
-        data[_OWN] = _own_checksum(data)
-        if measures is not None:
-            self._measured[step] = measures[_MEASURE]
+            arrays = jax.tree.map(jnp.copy, arrays)
+        kept = None if measures is None else {"bpd_hard": _measure(measures)}
         self._guarded(
             lambda: self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(arrays), **{_DATA: ocp.args.JsonSave(data)}
+                    state=ocp.args.StandardSave(arrays), data=ocp.args.JsonSave(iterator_state)
                 ),
+                metrics=kept,
             )
         )
 
@@ -295,26 +170,15 @@ class Checkpoints:
         try:
             action()
         except Exception as error:  # tensorstore and Orbax raise many types
-            raise CheckpointError(self._failure(error)) from error
-
-    def _failure(self, error: BaseException) -> str:
-        complete = [int(p.name) for p in self.folder.iterdir() if p.name.isdecimal()]
-        kept = f"the last complete one is of step {max(complete)}" if complete else "there is none"
-        texts = []
-        link: BaseException | None = error
-        full = False
-        while link is not None:
-            texts.append(str(link))
-            full |= isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT)
-            link = link.__cause__ or link.__context__
-        full |= any(os.strerror(errno.ENOSPC) in text for text in texts)
-        if full:
-            return (
-                f"the disk is full: a checkpoint could not be written to {self.folder} ({kept}); "
-                "free some space, and the same command goes on from there"
-            )
-        reason = next((t.strip().splitlines()[0] for t in texts if t.strip()), repr(error))
-        return f"a checkpoint could not be written to {self.folder} ({kept}): {reason[:300]}"
+            reason = _reason(error)
+            kept = f"the last complete one is of step {self.latest}" if self.steps else "none is"
+            full = os.strerror(errno.ENOSPC) in reason
+            advice = "; free some space, and the same command goes on from there" if full else ""
+            what = "the disk is full: " if full else ""
+            raise CheckpointError(
+                f"{what}a checkpoint could not be written to {self.folder} ({kept}): "
+                f"{reason}{advice}"
+            ) from error
 
     def restore(
         self, like: TrainState, step: int | None = None, shardings: Any = None
@@ -349,28 +213,20 @@ class Checkpoints:
             restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract), **{_DATA: ocp.args.JsonRestore()}
+                    state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
                 ),
             )
-            arrays, data = restored["state"], restored[_DATA]
-            if data.get(_OWN) != _own_checksum(data):
-                raise ValueError("the checksum of its JSON is wrong")
-            found = _checksums(jax.tree.map(_on_host, arrays))
-            wrong = [name for name, value in data["checksums"].items() if found[name] != value]
-            if wrong:
-                raise ValueError(f"the checksum of {wrong[0]} is wrong")
         except Exception as error:  # Orbax raises many types for a damaged folder
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            before = [other for other in self.steps if other < step]
+            others = [other for other in self.steps if other < step]
             advice = (
                 "delete its folder to go on from the one before"
-                if before
+                if others
                 else "there is none before it: start again in another --run-dir"
             )
             raise CheckpointError(
-                f"checkpoint {step} in {self.folder} cannot be read ({reason[:200]}); {advice}"
+                f"checkpoint {step} in {self.folder} cannot be read ({_reason(error)}); {advice}"
             ) from error
-        return _state(like, arrays), data["iterator"]
+        return _state(like, restored["state"]), restored["data"]
 
     def restore_latest(
         self, like: TrainState, shardings: Any, say: Callable[[str], None]
@@ -389,45 +245,22 @@ class Checkpoints:
             except CheckpointError as error:
                 if len(self.steps) < 2:
                     raise
-                reason = str(error).partition("(")[2].rpartition(");")[0]
-                say(f"damaged   checkpoint {step} ({reason}); going on from the one before")
-            self._set_aside(step)
-
-    def _set_aside(self, step: int | None) -> None:
-        if jax.process_index() == 0:
-            target = self.folder / f"{step}{DAMAGED}"
-            number = 1
-            while target.exists():
-                number += 1
-                target = self.folder / f"{step}{DAMAGED}{number}"
-            (self.folder / str(step)).rename(target)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"damaged {step}")
-        self._manager.reload()
-        self._read_measures()
+                say(f"damaged   checkpoint {step} ({_reason(error.__cause__)}); going on from the "
+                    "one before")  # fmt: skip
+            if jax.process_index() == 0:
+                aside = self.folder / f"{step}{_DAMAGED}"
+                shutil.rmtree(aside, ignore_errors=True)  # of an earlier time
+                (self.folder / str(step)).rename(aside)
+            if jax.process_count() > 1:
+                multihost_utils.sync_global_devices(f"damaged {step}")
+            self._manager.reload()
 
 
-def _best(measured: dict[int, float]) -> int | None:
-    # Of equals the earliest: it is there already.
-    return min(measured, key=lambda step: (measured[step], step), default=None)
-
-
-@dataclasses.dataclass
-class _LatestAndBest(checkpoint_managers.PreservationPolicy):
-    """Which checkpoints stay: the last few, and the best.
-
-    Attributes:
-      count: how many of the last.
-      measured: the measure of evaluated ones by step, shared with :class:`Checkpoints`.
-    """
-
-    count: int
-    measured: dict[int, float]
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        """One flag for each checkpoint, in order."""
-        steps = [int(info.step) for info in checkpoints]
-        kept = {*sorted(steps)[-self.count :], _best(self.measured)}
-        for step in set(self.measured) - kept:
-            del self.measured[step]
-        return [step in kept for step in steps]
+def _reason(error: BaseException | None) -> str:
+    """The first line of an error, or of its deepest cause on a full disk."""
+    lines = []
+    while error is not None:
+        lines += [str(error).strip().splitlines()[0] if str(error).strip() else repr(error)]
+        error = error.__cause__ or error.__context__
+    full = os.strerror(errno.ENOSPC)
+    return next((line for line in lines if full in line), lines[0])[:200]

@@ -18,7 +18,7 @@ from jax import Array
 from logit_laplace_jax.data import pipeline
 from logit_laplace_jax.evaluation import calibration, codebook, edges, metrics
 from logit_laplace_jax.likelihoods import Likelihood
-from logit_laplace_jax.runs import loop
+from logit_laplace_jax.runs import directory
 from logit_laplace_jax.runs.streams import held_out
 from logit_laplace_jax.training import devices
 from logit_laplace_jax.training.config import TrainConfig
@@ -166,12 +166,12 @@ class _WithEdges:
             yield {**batch, "edges": near}
 
 
-def measure_run(
-    folder: Path,
-    data: str | None = None,
+def evaluate_run(
+    folder: str | Path,
+    source: Any = None,
     *,
     whole: bool = False,
-    scale: float | None = None,
+    resize: float | None = None,
     edge_maps: Path | None = None,
     limit: int | None = None,
     batch_size: int | None = None,
@@ -181,14 +181,15 @@ def measure_run(
 
     Args:
       folder: the run directory.
-      data: other held-out images; None: the run's own.
+      source: other held-out images (``folder:PATH``, ``tfds:NAME``, or a data set of the caller's
+        own); None: the run's.
       whole: entire images at any size, padded where the model needs it (the padding never counts),
         in place of the run's crops.
-      scale: size of whole images as a share of their own, in (0, 1]; None: 1.
+      resize: factor on the size of whole images, in (0, 1]; None: 1.
       edge_maps: a folder of boundary maps named like the images; needs ``whole`` at full size.
       limit: at most so many crops (images, if whole); None: the run's own limit.
       batch_size: images at a time, over all devices; None: the run's; 1 for whole images.
-      checkpoint: latest, best or a number of updates (see :func:`loop.load`).
+      checkpoint: latest, best or a number of updates (see :func:`directory.load`).
 
     Returns:
       The numbers (:func:`measures`, with ``step``, ``likelihood`` and ``data``), and pictures of
@@ -200,37 +201,38 @@ def measure_run(
     """
     if edge_maps is not None and not whole:
         raise ValueError("boundary maps belong to whole images: give --whole with --edges")
-    if scale is not None and not whole:
-        raise ValueError("crops are cut at the run's own scale: give --whole with --scale")
-    if edge_maps is not None and scale not in (None, 1.0):
-        raise ValueError("boundary maps have the size of their images: leave out --scale")
-    state = loop.load(folder, checkpoint=checkpoint)
+    if resize is not None and not whole:
+        raise ValueError("crops are cut at the run's own size: give --whole with --resize")
+    if edge_maps is not None and resize not in (None, 1.0):
+        raise ValueError("boundary maps have the size of their images: leave out --resize")
+    state = directory.load(folder, checkpoint)
     config = state.config
+    source = source or config.data.source
     size = batch_size or (jax.device_count() if whole else config.batch_size)
     divides = size % jax.device_count() == 0
     layout = devices.choose("auto" if divides else "single", size)
     batches: Any
     if whole:
         batches = pipeline.whole_batches(
-            data or config.data,
+            source,
             multiple=config.model.downsampling,
             batch_size=size,
             channels=config.model.channels,
-            data_dir=config.data_dir,
-            limit=limit or config.eval_images,
-            scale=scale,
+            data_dir=config.data.data_dir,
+            limit=limit or config.evaluation.images,
+            scale=resize,
         )
         if edge_maps is not None:
             batches = _WithEdges(batches, edges.BoundaryMaps(edge_maps))
     else:
-        batches = held_out(config, data, batch_size=size, limit=limit)
+        batches = held_out(config, source, batch_size=size, limit=limit)
+    key = directory.keys(config)[2]
     evaluator = Evaluator(layout, config, measure_step, measures)
-    key = loop.evaluation_key(config)
     result = evaluator(layout.replicate(state), batches, key)
     head = {
         "step": int(state.step),
-        "likelihood": config.likelihood,
-        "data": data or config.data,
+        "likelihood": config.likelihood.name,
+        "data": source if isinstance(source, str) else type(source).__name__,
     }
     return head | result, _pictures(state, batches, key, result)
 

@@ -2,27 +2,19 @@
 
 import dataclasses
 import os
-import re
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from logit_laplace_jax.runs.errors import LESS_MEMORY, RunError
+from logit_laplace_jax.training import devices
 from logit_laplace_jax.training.config import TrainConfig
 from logit_laplace_jax.training.devices import Compiled, Layout
 from logit_laplace_jax.training.state import TrainState, create_state, parameter_count
 from logit_laplace_jax.training.step import train_step
-
-_COLLECTIVE = re.compile(
-    r"= (?P<shape>\(*[a-z]+[0-9]+.*?)\s"
-    r"(?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\("
-)
-_COMPUTATION = re.compile(r"^(?P<entry>ENTRY )?%(?P<name>\S+) .*\{$")
-_CALLED = re.compile(r"\b(?:body|to_apply|calls)=%(?P<name>[\w.\-]+)")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(?P<count>[0-9]+)"\}')
-_ARRAY = re.compile(r"(?P<type>[a-z]+)(?P<bits>[0-9]+)\w*\[(?P<sides>[0-9,]*)\]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +27,6 @@ class Needs:
       state_bytes: parameters, average and optimiser.
       batch_bytes: the images.
       working_bytes: activations, gradients and other temporaries.
-      communicated_bytes: results of the collectives.
       devices: how many there are.
       compile_seconds: what compiling took here.
     """
@@ -45,7 +36,6 @@ class Needs:
     state_bytes: int
     batch_bytes: int
     working_bytes: int
-    communicated_bytes: int
     devices: int
     compile_seconds: float
 
@@ -97,54 +87,9 @@ def measure(config: TrainConfig, layout: Layout, step: Compiled) -> Needs:
         state_bytes=memory.argument_size_in_bytes - batch_bytes,
         batch_bytes=batch_bytes,
         working_bytes=memory.temp_size_in_bytes + outputs,
-        communicated_bytes=communicated(executable.as_text() or ""),
         devices=layout.count,
         compile_seconds=seconds,
     )
-
-
-def communicated(program: str) -> int:
-    """Bytes that the collectives of a compiled program (HLO text) give one device.
-
-    >>> communicated("%r = f32[8,4]{1,0} all-reduce(f32[8,4] %x), to_apply=%add")
-    128
-    """
-    own: dict[str, int] = {}
-    calls: dict[str, list[tuple[str, int]]] = {}
-    name = entry = ""
-    for line in program.splitlines():
-        start = _COMPUTATION.match(line)
-        if start is not None:
-            name = start["name"]
-            entry = name if start["entry"] else entry
-        collective = _COLLECTIVE.search(line)
-        if collective is not None:
-            own[name] = own.get(name, 0) + _result_bytes(collective)
-            continue
-        trips = _TRIPS.search(line)
-        for called in _CALLED.finditer(line):
-            # A loop's body runs as often as the compiler knows it to; everything else once.
-            times = int(trips["count"]) if trips and " while(" in line else 1
-            calls.setdefault(name, []).append((called["name"], times))
-
-    def total(name: str) -> int:
-        inside = sum(times * total(called) for called, times in calls.get(name, []))
-        return own.get(name, 0) + inside
-
-    return total(entry)
-
-
-def _result_bytes(collective: re.Match[str]) -> int:
-    arrays = list(_ARRAY.finditer(collective["shape"]))
-    if collective[3] and collective["kind"] != "all-reduce":
-        # The asynchronous form of all others gives (operands, results, numbers of its own).
-        arrays = [array for array in arrays if array["sides"] or array["type"] not in ("s", "u")]
-        arrays = arrays[len(arrays) // 2 :]
-    total = 0
-    for array in arrays:
-        sides = [int(n) for n in array["sides"].split(",") if n]
-        total += int(np.prod(sides, dtype=np.int64)) * int(array["bits"]) // 8
-    return total
 
 
 def available_bytes(layout: Layout) -> int | None:
@@ -167,8 +112,7 @@ def lines(needs: Needs, config: TrainConfig, available: int | None) -> list[str]
         f"            state {size(needs.state_bytes)} (parameters, their average, two moments), "
         f"images {size(needs.batch_bytes)}, working memory {size(needs.working_bytes)}",
         f"          an update of {images} images: {count_flops(needs.flops)} in all, "
-        f"{count_flops(needs.flops / images)} an image; {size(needs.communicated_bytes)} through "
-        "each device's links",
+        f"{count_flops(needs.flops / images)} per image",
         f"          {needs.parameters:,} parameters; compiled in {needs.compile_seconds:.0f} s for "
         f"{jax.default_backend()}",
     ]
@@ -198,3 +142,48 @@ def size(number: float) -> str:
             break
         number /= 1024
     return f"{number:.0f} {unit}" if unit == "B" else f"{number:,.1f} {unit}"
+
+
+def require_memory(
+    config: TrainConfig, layout: Layout, step: Compiled, say: Callable[[str], None]
+) -> None:
+    """Tells what an update needs on each device.
+
+    Raises:
+      RunError: it is more than the device has.
+    """
+    if config.debug:
+        raise RunError("--memory-report is not for --debug, which compiles another program")
+    needs, available = measure(config, layout, step), available_bytes(layout)
+    for line in lines(needs, config, available):
+        say(line)
+    if available is not None and needs.total_bytes > available:
+        raise RunError(
+            f"an update needs {size(needs.total_bytes)} on each device, which has "
+            f"{size(available)}: {LESS_MEMORY}"
+        )
+
+
+def dry_run(config: TrainConfig, simulated: bool, say: Callable[[str], None]) -> None:
+    """Tells what an update needs, from shapes alone.
+
+    Args:
+      config: the run's.
+      simulated: the devices are simulated on this machine's CPU: they share one memory, so what
+        each has says nothing.
+      say: prints one line.
+
+    Raises:
+      ValueError: the devices cannot do what is asked for.
+    """
+    config = config.resolved()
+    layout = devices.choose(
+        config.parallel,
+        config.batch_size,
+        accumulate=config.accumulate,
+        fsdp=config.fsdp,
+        devices=config.devices,
+    )
+    needs = measure(config, layout, layout.compile(train_step, donate=True))
+    for line in lines(needs, config, None if simulated else available_bytes(layout)):
+        say(line)

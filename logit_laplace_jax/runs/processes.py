@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from logit_laplace_jax.runs.run_directory import RunError
+from logit_laplace_jax.runs.errors import RunError
 
 HEARTBEAT_SECONDS = 30
 """A process that was silent for so long counts as lost."""
@@ -25,10 +25,6 @@ ANSWER_SECONDS = 60.0
 _REPORT_SECONDS = 24 * 3600
 """For so long they wait for it at the end, while it writes the report. JAX's own five minutes are
 few for large pictures; a process 0 that is gone is noticed by its heartbeat."""
-
-
-class LostProcess(RuntimeError):
-    """The devices of another process no longer answer."""
 
 
 def is_main() -> bool:

@@ -1,7 +1,10 @@
 """The end of a run: whole photographs to look at, and a table to read the PSNR by."""
 
 import json
-import os
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,13 +14,11 @@ from logit_laplace_jax.data.augment import area_resize
 from logit_laplace_jax.data.errors import DataError
 from logit_laplace_jax.data.sources import open_source
 from logit_laplace_jax.evaluation import baselines, figures, metrics
-from logit_laplace_jax.runs import records
+from logit_laplace_jax.runs import directory
 from logit_laplace_jax.runs.loop import Run
-from logit_laplace_jax.runs.progress import duration
+from logit_laplace_jax.runs.metrics import read
 from logit_laplace_jax.runs.streams import held_out, stack_crops, training_crops
-from logit_laplace_jax.training.config import TrainConfig
 from logit_laplace_jax.training.evaluation import reconstruct
-from logit_laplace_jax.training.state import TrainState
 
 _WHOLE_IMAGES = 4
 _LONGEST_SIDE = 512
@@ -30,57 +31,52 @@ _PATCHES_PER_CODE = 64
 _MOST_TRAINING_CROPS = 8_192
 
 
-def finish(run: Run, trained: bool = True) -> None:
-    """Writes whole held-out images, prints the table, says where everything is.
+def finish(run: Run, say: Callable[[str], None] = print) -> None:
+    """Writes whole held-out images and ``summary.json``, then says what became of the run.
 
     Args:
-      run: a run whose training is complete.
-      trained: whether it was only now; else the report that stands is left alone.
+      run: a run whose training is complete. If it was complete before, a report that stands is
+        left alone.
+      say: prints one line.
     """
-    config, folder = run.config, run.folder
-    if trained or not (folder / "summary.json").exists():
-        whole_images(run)
-        values_per_crop = config.image_size**2 * config.model.channels
-        count = max(1, min(_BASELINE_CROPS, _BASELINE_VALUES // values_per_crop))
-        table, values = compare(config, run.state, stack_crops(held_out(config), count))
-        run.say("")
-        for line in table:
-            run.say(line)
-        text = json.dumps(values, indent=2) + "\n"
-        part = folder / "summary.json.part"
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, folder / "summary.json")  # all of it or nothing, also in a kill
-    run.say("")
-    for line in summary(run):
-        run.say(line)
-    run.say(f"pictures  {folder / 'reconstructions'} (left or above: the original)")
-    run.say(f"metrics   {folder / 'metrics.jsonl'}, TensorBoard events in {folder / 'tensorboard'}")
-    run.say(f"evaluate  python experiments/evaluate.py {folder}")
-    run.say(f"try it    python experiments/reconstruct.py {folder} YOUR_IMAGE.jpg")
+    folder = run.folder
+    if run.trained or not (folder / "summary.json").exists():
+        save_whole_images(run)
+        lines, values = compare(run)
+        directory.write_whole(folder / "summary.json", json.dumps(values, indent=2) + "\n")
+        for line in ("", *lines):
+            say(line)
+    for line in ("", *summary(run)):
+        say(line)
+
+    def command(script: str, *args: str) -> str:
+        here = Path(sys.argv[0]).parent
+        return shlex.join([sys.executable, str(here / script), str(folder), *args])
+
+    say(f"pictures  {folder / 'reconstructions'} (left or above: the original)")
+    say(f"metrics   {folder / 'metrics.jsonl'}, TensorBoard events in {folder / 'tensorboard'}")
+    say(f"evaluate  {command('evaluate.py')}")
+    say(f"try it    {command('reconstruct.py', 'YOUR_IMAGE.jpg')}")
 
 
 def summary(run: Run) -> list[str]:
     """What became of a run, in a few lines: speed, losses, held-out measures, checkpoints."""
-    rows = records.read(run.folder / "metrics.jsonl")
-    lines = []
+    rows = read(run.folder / "metrics.jsonl")
     trained = [row for row in rows if row["split"] == "train"]
-    if run.log is not None and run.log.training_seconds > 0:
-        seconds = run.log.training_seconds
-        share = 100 * run.log.waiting_seconds / seconds
-        rate = trained[-1]["images_per_second"]
+    evaluated = [row for row in rows if row["split"] == "validation"]
+    lines = []
+    if run.training_seconds > 0:
+        minutes, seconds = divmod(round(run.training_seconds), 60)
+        share = 100 * run.waiting_seconds / run.training_seconds
         lines.append(
-            f"speed     {rate:.0f} images/s at the end; {share:.1f} % of {duration(seconds)} the "
-            "devices waited for images"
+            f"speed     {trained[-1]['images_per_second']:.0f} images/s at the end; {share:.1f} % "
+            f"of {minutes} min {seconds} s the devices waited for images"
         )
     if trained:
         last = trained[-1]
-        text = ", ".join(f"{name} {last[name]:.4f}" for name in ("loss", "nll", "kl", "grad_norm"))
-        if "skipped_steps" in last:
-            text += (
-                f", {last['skipped_steps']:.0f} updates skipped, loss scale {last['loss_scale']:g}"
-            )
+        names = ("loss", "nll", "kl", "grad_norm", "skipped_steps", "loss_scale")
+        text = ", ".join(f"{name} {last[name]:.4f}" for name in names if name in last)
         lines.append(f"training  step {last['step']}: {text}")
-    evaluated = [row for row in rows if row["split"] == "validation"]
     if evaluated:
         last, best = evaluated[-1], min(evaluated, key=lambda row: row["bpd_hard"])
         lines.append(
@@ -88,113 +84,112 @@ def summary(run: Run) -> list[str]:
             f"{100 * last['code_usage']:.0f} % of the codes; best {best['bpd_hard']:.3f} bits/dim "
             f"at step {best['step']}"
         )
-    kept = ", ".join(map(str, run.saved))
-    best_kept = "" if run.best_saved is None else f" (best: {run.best_saved})"
+    kept = ", ".join(map(str, run.checkpoints))
+    best_kept = "" if run.best is None else f" (best: {run.best})"
     lines.append(
         f"saved     checkpoints of steps {kept}{best_kept} in {run.folder / 'checkpoints'}"
     )
     return lines
 
 
-def whole_images(run: Run) -> None:
-    """Saves the first held-out images entire, originals on the left, as final_NAME.png."""
+def save_whole_images(run: Run) -> None:
+    """Saves the first held-out images entire, originals on the left, as ``final_NAME.png``."""
     config = run.config
-    source = open_source(
-        config.data, "validation", data_dir=config.data_dir, channels=config.model.channels
+    source = run.source or open_source(
+        config.data.source,
+        "validation",
+        data_dir=config.data.data_dir,
+        channels=config.model.channels,
     )
     saved = 0
     for index in range(len(source)):
         try:
-            image = fit(
-                source[index], config.model.downsampling, config.eval_scale or 1.0, _LONGEST_SIDE
+            image = resized(
+                source[index],
+                config.model.downsampling,
+                config.evaluation.resize or 1.0,
+                _LONGEST_SIDE,
             )
         except DataError:
             continue  # already named by the evaluation
         picture = figures.side_by_side(image, np.asarray(reconstruct(run.state, image[None]))[0])
         name = "".join(c if c.isalnum() or c in "-_" else "_" for c in source.name(index))[-60:]
-        scale = 2 if max(image.shape) <= _LONGEST_SIDE // 2 else 1
-        figures.save_png(run.folder / "reconstructions" / f"final_{name}.png", picture, scale)
+        enlarged = 2 if max(image.shape) <= _LONGEST_SIDE // 2 else 1
+        figures.save_png(run.folder / "reconstructions" / f"final_{name}.png", picture, enlarged)
         saved += 1
         if saved == _WHOLE_IMAGES:
             break
 
 
-def fit(image: np.ndarray, factor: int, scale: float, longest: int) -> np.ndarray:
-    """Area-resizes an image and crops it to a size that the model can halve.
+def resized(image: np.ndarray, factor: int, resize: float, longest: int) -> np.ndarray:
+    """Area-resizes an image and cuts it to a size that the model can halve.
 
     Args:
       image: uint8 [H, W, C].
       factor: the model's downsampling.
-      scale: in (0, 1].
-      longest: the longest side's limit in pixels, which lowers the scale if need be.
+      resize: in (0, 1].
+      longest: the longest side's limit in pixels, which lowers ``resize`` if need be.
 
     Returns:
       uint8 [H', W', C], sides multiples of ``factor``.
 
-    >>> fit(np.zeros((99, 50, 3), np.uint8), factor=4, scale=0.5, longest=40).shape
-    (40, 20, 3)
+    Example:
+      >>> resized(np.zeros((99, 50, 3), np.uint8), factor=4, resize=0.5, longest=40).shape
+      (40, 20, 3)
     """
     height, width = image.shape[:2]
-    scale = min(scale, longest / max(height, width))
-    size = (max(factor, round(width * scale)), max(factor, round(height * scale)))
-    resized = area_resize(image, size)
-    return resized[: size[1] // factor * factor, : size[0] // factor * factor]
+    resize = min(resize, longest / max(height, width))
+    size = (max(factor, round(width * resize)), max(factor, round(height * resize)))
+    smaller = area_resize(image, size)
+    return smaller[: size[1] // factor * factor, : size[0] // factor * factor]
 
 
-def compare(
-    config: TrainConfig, state: TrainState, crops: np.ndarray
-) -> tuple[list[str], dict[str, Any]]:
-    """PSNR of the model beside codecs that need no training by gradient, on the same crops.
-
-    Args:
-      config: the run's.
-      state: one copy of its state.
-      crops: held-out crops, uint8 [N, S, S, C].
+def compare(run: Run) -> tuple[list[str], dict[str, Any]]:
+    """PSNR of the model beside codecs that need no training by gradient, on held-out crops.
 
     Returns:
       The lines of a table, and the numbers by name (decibels, means over crops).
     """
+    config = run.config
     factor, codes = config.model.downsampling, config.model.vocab_size
-    rebuilt = np.concatenate([np.asarray(reconstruct(state, part)) for part in _parts(crops)])
-    bits = f"{np.log2(codes):.0f} bits a token"
-    pooled = baselines.pooled(crops, factor)
+    values_per_crop = config.image_size**2 * config.model.channels
+    count = max(1, min(_BASELINE_CROPS, _BASELINE_VALUES // values_per_crop))
+    crops = stack_crops(held_out(config, run.source), count)
+    part = max(1, _PART_VALUES // values_per_crop)
+    rebuilt = [
+        np.asarray(reconstruct(run.state, crops[i : i + part])) for i in range(0, len(crops), part)
+    ]
+    bits = f"{np.log2(codes):.0f} bits per token"
     rows = {
-        "dvae": ("this model, hard codes", rebuilt, bits),
+        "dvae": ("this model, hard codes", np.concatenate(rebuilt), bits),
         "constant": ("constant colour of each crop", baselines.constant_colour(crops), ""),
-        "pooled": (f"pooled {factor} x {factor}", pooled, "no token budget"),
+        "pooled": (
+            f"pooled {factor} x {factor}",
+            baselines.pooled(crops, factor),
+            "no token budget",
+        ),
     }
-    # k-means wants some dozens of patches a code.
-    patches_per_crop = (config.image_size // factor) ** 2
-    wanted = max(64, -(-_PATCHES_PER_CODE * codes // patches_per_crop))
+    # k-means wants some dozens of patches per code.
+    wanted = max(64, -(-_PATCHES_PER_CODE * codes // (config.image_size // factor) ** 2))
     if wanted <= _MOST_TRAINING_CROPS:
         quantised = baselines.vector_quantised(
             crops,
-            training_crops(config, wanted),
+            training_crops(config, wanted, run.source),
             factor,
             codes,
             config.seed,
             sample=_PATCHES_PER_CODE * codes,
         )
         rows["kmeans"] = (f"k-means patches, {codes} codes", quantised, bits)
-    values = {name: psnr(crops, images) for name, (_, images, _) in rows.items()}
+    values = {name: _psnr(images, crops) for name, (_, images, _) in rows.items()}
     lines = [f"{len(crops)} held-out crops of {config.image_size} x {config.image_size}     PSNR"]
     for name, (label, _, note) in rows.items():
         lines.append(f"  {label:<32} {values[name]:6.2f} dB  {note}".rstrip())
     if "kmeans" not in rows:
-        lines.append(f"  k-means left out: {codes} codes are too many for patches so few a crop")
+        lines.append(f"  k-means left out: {codes} codes are too many for so few patches per crop")
     return lines, {f"psnr_{name}": value for name, value in values.items()}
 
 
-def psnr(originals: np.ndarray, images: np.ndarray) -> float:
-    """Mean over images of the PSNR in decibels; uint8 originals, images in [0, 1].
-
-    >>> psnr(np.zeros((1, 2, 2, 3), np.uint8), np.full((1, 2, 2, 3), 0.1))
-    20.0...
-    """
-    mse = metrics.mean_squared_error(jnp.asarray(originals / 255.0), jnp.asarray(images))
-    return float(metrics.psnr(mse).mean())
-
-
-def _parts(crops: np.ndarray) -> list[np.ndarray]:
-    size = max(1, _PART_VALUES // crops[0].size)
-    return [crops[i : i + size] for i in range(0, len(crops), size)]
+def _psnr(images: np.ndarray, crops: np.ndarray) -> float:
+    error = metrics.mean_squared_error(jnp.asarray(images), jnp.asarray(crops / 255.0))
+    return float(metrics.psnr(error).mean())

@@ -1,5 +1,7 @@
 """The images of a run: its training crops and its held-out ones, for this process."""
 
+from typing import Any
+
 import jax
 import numpy as np
 
@@ -8,62 +10,63 @@ from logit_laplace_jax.training.config import TrainConfig
 
 
 def train_stream(
-    config: TrainConfig, batch_size: int, *, sharded: bool = False
+    config: TrainConfig, source: Any = None, *, batch_size: int | None = None, sharded: bool = False
 ) -> pipeline.TrainBatches:
-    """The configuration's training crops in batches of any size.
+    """The configuration's training crops in batches.
 
     Args:
       config: the run's.
-      batch_size: crops in a batch, over all processes.
+      source: a data set of the caller's own; None: the configuration's.
+      batch_size: crops in a batch, over all processes; None: the run's.
       sharded: give this process's part of each batch; else all of it.
     """
     return pipeline.train_batches(
-        config.data,
+        source or config.data.source,
         image_size=config.image_size,
-        batch_size=batch_size,
+        batch_size=batch_size or config.batch_size,
         seed=config.seed,
         channels=config.model.channels,
-        min_crop=config.min_crop,
-        data_dir=config.data_dir,
-        threads=config.data_threads,
+        min_crop=config.data.min_crop,
+        data_dir=config.data.data_dir,
+        threads=config.data.threads,
         shard_index=jax.process_index() if sharded else 0,
         shard_count=jax.process_count() if sharded else 1,
     )
 
 
-def training_crops(config: TrainConfig, count: int) -> np.ndarray:
+def training_crops(config: TrainConfig, count: int, source: Any = None) -> np.ndarray:
     """The first crops of the training stream at that batch size: uint8 [count, S, S, C]."""
-    batches = train_stream(config, count)
-    crops = next(batches)["pixels"]
+    batches = train_stream(config, source, batch_size=count)
+    crops: np.ndarray = next(batches)["pixels"]
     batches.close()
     return crops
 
 
 def held_out(
     config: TrainConfig,
-    data: str | None = None,
+    source: Any = None,
     *,
     batch_size: int | None = None,
     limit: int | None = None,
     sharded: bool = False,
 ) -> pipeline.EvalBatches:
-    """The held-out crops of a configuration, or those of other ``data`` cut in the same way.
+    """The held-out crops of a configuration, or those of another data set cut in the same way.
 
     Args:
       config: the run's.
-      data: other images; None: the run's own.
+      source: other images; None: the run's own.
       batch_size: crops in a batch, over all processes; None: the run's.
       limit: at most so many crops; None: the run's limit.
       sharded: give this process's part of each batch; else all of it.
     """
     return pipeline.eval_batches(
-        data or config.data,
+        source or config.data.source,
         image_size=config.image_size,
         batch_size=batch_size or config.batch_size,
         channels=config.model.channels,
-        data_dir=config.data_dir,
-        limit=limit or config.eval_images,
-        grid_scale=config.eval_scale,
+        data_dir=config.data.data_dir,
+        limit=limit or config.evaluation.images,
+        grid_scale=config.evaluation.resize,
         shard_index=jax.process_index() if sharded else 0,
         shard_count=jax.process_count() if sharded else 1,
     )

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from logit_laplace_jax.runs import loop
+from logit_laplace_jax.runs import directory
 from logit_laplace_jax.tokens.tokenizer import Tokenizer
 
 _FILES = (".safetensors", ".pt")
@@ -23,12 +23,12 @@ def tokenizer_of_run(folder: str | Path, checkpoint: str = "latest") -> Tokenize
       >>> tokenizer_of_run("nowhere")
       Traceback (most recent call last):
         ...
-      logit_laplace_jax.training...RunError: nowhere is not a run directory: ...
+      logit_laplace_jax.runs.errors.RunError: nowhere is not a run directory: ...
     """
-    state = loop.load(Path(folder), checkpoint=checkpoint)
+    state = directory.load(folder, checkpoint)
     config = state.config
-    reconstruct = config.build_likelihood().reconstruct
-    return Tokenizer(config.model, state.ema_params, config.eps, reconstruct)
+    reconstruct = config.likelihood.build().reconstruct
+    return Tokenizer(config.model, state.ema_params, config.likelihood.eps, reconstruct)
 
 
 def open_tokenizer(

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from logit_laplace_jax.runs.run_directory import RunError
-from logit_laplace_jax.runs.saved import load
+from logit_laplace_jax.runs.directory import load
+from logit_laplace_jax.runs.errors import RunError
 from logit_laplace_jax.training.state import TrainState
 from logit_laplace_jax.weights import exchange, openai
 
@@ -35,7 +35,7 @@ def read_weights(source: str) -> exchange.Weights:
     >>> read_weights("encoder.pkl")
     Traceback (most recent call last):
       ...
-    logit_laplace_jax.runs.run_directory.RunError: --init-from encoder.pkl does not exist
+    logit_laplace_jax.runs.errors.RunError: --init-from encoder.pkl does not exist
     """
     paths = [Path(part) for part in source.split(",")]
     if len(paths) > 2:
@@ -47,7 +47,8 @@ def read_weights(source: str) -> exchange.Weights:
         return exchange.Weights(*openai.load(*paths), {})
     if paths[0].is_dir():
         state = load(paths[0])
-        return exchange.Weights(state.config.model, state.ema_params, {"eps": state.config.eps})
+        eps = state.config.likelihood.eps
+        return exchange.Weights(state.config.model, state.ema_params, {"eps": eps})
     return exchange.load(paths[0])
 
 
@@ -75,9 +76,10 @@ def started_from(state: TrainState, source: str) -> tuple[TrainState, list[str]]
         for name in sizes
         if getattr(config, name) != getattr(wanted, name)
     ]
-    eps = metadata.get("eps", state.config.eps)
-    if eps != state.config.eps:  # the encoder would see other pixels than it was trained on
-        wrong.append(f"eps {eps} there, {state.config.eps} here")
+    own_eps = state.config.likelihood.eps
+    eps = metadata.get("eps", own_eps)
+    if eps != own_eps:  # the encoder would see other pixels than it was trained on
+        wrong.append(f"eps {eps} there, {own_eps} here")
     if wrong:
         raise RunError(f"the weights of {source} are of another model: {'; '.join(wrong)}")
     given = dict(_leaves(params))

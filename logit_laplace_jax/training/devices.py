@@ -1,12 +1,13 @@
-"""One pure step on many devices and hosts: ``pmap``, ``jit`` over a mesh, or one device.
+"""One pure step on many devices and hosts: ``pmap``, or ``jit`` over a mesh (of one device too).
 
-All three compute the same: the step averages over the mapped axis with ``lax.pmean`` under pmap,
-and sees the whole batch under the mesh, where the compiler inserts the collectives. The mesh can
-also spread the state itself over the devices (fully sharded data parallelism: Rajbhandari et al.
-2020, "ZeRO", stage 3), for what one device cannot hold.
+Both compute the same: the step averages over the mapped axis with ``lax.pmean`` under pmap, and
+sees the whole batch under the mesh, where the compiler inserts the collectives. The mesh can also
+spread the state itself over the devices (fully sharded data parallelism: Rajbhandari et al. 2020,
+"ZeRO", stage 3), for what one device cannot hold.
 
-A state has two forms. *Stored*: global arrays, as checkpoints hold them, whatever the layout.
-*Running*: as the compiled step takes it; under pmap every leaf has a leading axis of local devices.
+A state has two forms. *Stored*: global arrays over the mesh, as checkpoints hold them, whatever the
+layout. *Running*: as the compiled step takes it; under pmap every leaf has a leading axis of local
+devices.
 """
 
 import dataclasses
@@ -19,11 +20,11 @@ import jax
 import numpy as np
 from flax import jax_utils
 from jax.experimental import checkify
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from logit_laplace_jax.checks import debug_checks
 
-Mode = Literal["pmap", "mesh", "single"]
+Mode = Literal["pmap", "mesh"]
 
 AXIS = "batch"
 
@@ -36,7 +37,7 @@ class Layout:
     """Where state and batches live, and how a step is compiled for it.
 
     Attributes:
-      mode: pmap, mesh or single.
+      mode: pmap or mesh.
       devices: this process's devices that take part.
       fsdp: whether the state is spread over the devices too (mesh only).
     """
@@ -71,9 +72,7 @@ class Layout:
         """
         return jax.tree.map(self._state_sharding, state)
 
-    def _state_sharding(self, leaf: Any) -> Sharding:
-        if self.mode == "single" or (self.mode == "pmap" and jax.process_count() == 1):
-            return SingleDeviceSharding(self.devices[0])
+    def _state_sharding(self, leaf: Any) -> NamedSharding:
         if self.fsdp and leaf.size >= _SMALLEST_SHARDED:
             sides = [side if side % self.count == 0 else 0 for side in leaf.shape]
             if max(sides) > 0:
@@ -111,8 +110,6 @@ class Layout:
         """The stored form of a running state: the same buffers, nothing is copied."""
         if self.mode != "pmap":
             return state
-        if jax.process_count() == 1:
-            return self.first(state)
 
         def join(leaf: jax.Array) -> jax.Array:
             shape = leaf.shape[1:]
@@ -134,8 +131,6 @@ class Layout:
 
     def shard(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """Spreads this process's part of a batch over its devices, along the first axis."""
-        if self.mode == "single":
-            return jax.device_put(batch, self.devices[0])
         if self.mode == "mesh":
             sharding = self._sharding(AXIS)
             return {
@@ -183,8 +178,6 @@ class Layout:
                 devices=self.devices if jax.process_count() == 1 else None,
                 donate_argnums=donated,
             )
-        if self.mode == "single":
-            return jax.jit(function, donate_argnums=donated)
         same, placed = self._sharding(), self.state_shardings(state)
         results = (placed, same) if donate else same
         return jax.jit(
@@ -276,8 +269,8 @@ def choose(
 
     Args:
       mode: auto, pmap, mesh or single; auto is pmap where there are several devices, mesh with
-        ``fsdp``.
-      batch_size: images an update over all devices.
+        ``fsdp``; single is a mesh of the first device.
+      batch_size: images per update over all devices.
       accumulate: parts that a batch is computed in.
       fsdp: spread the state over the devices too.
       devices: use the first so many, in one process; None: all.
@@ -286,33 +279,33 @@ def choose(
       ValueError: the devices do not divide the batch, there are too few of them, or the mode is
         unknown.
 
-    >>> choose("single", 7).mode
-    'single'
+    Example:
+      >>> choose("single", 7).count
+      1
     """
     if mode not in ("auto", "pmap", "mesh", "single"):
         raise ValueError(f"parallel must be auto, pmap, mesh or single, got {mode!r}")
     local = tuple(jax.local_devices())
-    if devices is not None:
-        if jax.process_count() > 1:
+    if jax.process_count() > 1:
+        if devices is not None:
             raise ValueError("--devices is for one process: several always use all of theirs")
+        if mode == "single":
+            raise ValueError("several processes need --parallel pmap or mesh, not single")
+    elif mode == "single":
+        local = local[:1]
+    elif devices is not None:
         if devices > len(local):
             raise ValueError(f"{devices} devices were asked for, but there are {len(local)}")
         local = local[:devices]
     count = jax.device_count() if jax.process_count() > 1 else len(local)
     if mode == "auto":
-        mode = "mesh" if fsdp else "pmap" if count > 1 else "single"
+        mode = "pmap" if count > 1 and not fsdp else "mesh"
     if fsdp and mode != "mesh":
         raise ValueError(f"fsdp needs --parallel mesh, not {mode}")
-    if mode == "single":
-        if jax.process_count() > 1:
-            raise ValueError("several processes need --parallel pmap or mesh, not single")
-        local, count = local[:1], 1
     if batch_size % (count * accumulate):
         parts = f" in {accumulate} parts each" if accumulate > 1 else ""
         raise ValueError(
             f"batch size {batch_size} cannot be split over {count} devices{parts}: "
             f"take a multiple of {count * accumulate}, or --parallel single"
         )
-    return Layout(
-        "single" if mode == "single" else "pmap" if mode == "pmap" else "mesh", local, fsdp
-    )
+    return Layout("pmap" if mode == "pmap" else "mesh", local, fsdp)

@@ -16,12 +16,12 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from logit_laplace_jax import pixel_map as pixel_maps
+from logit_laplace_jax import pixel_map
 from logit_laplace_jax.evaluation import codebook, metrics
 from logit_laplace_jax.likelihoods import Likelihood
 from logit_laplace_jax.models import bottleneck
 from logit_laplace_jax.models.dvae import DVAE
-from logit_laplace_jax.training import optimal_scale as scale
+from logit_laplace_jax.training import optimal_scale
 from logit_laplace_jax.training.config import TrainConfig
 from logit_laplace_jax.training.devices import Layout
 from logit_laplace_jax.training.state import TrainState
@@ -69,13 +69,13 @@ def both_passes(
     out = forward(state.ema_params, pixels, temperature, key, config, batch["id"])
     tokens = bottleneck.hard_codes(out.logits)
     height, width = size or pixels.shape[1:3]
-    likelihood = config.build_likelihood()
+    likelihood = config.likelihood.build()
 
     def settled(stats: Array, column: int) -> tuple[Likelihood, Array]:
         stats = stats[:, :height, :width]
         if "log_scales" not in batch:
             return likelihood, stats
-        return scale.at_log_scale(likelihood, stats, batch["log_scales"][:, column])
+        return optimal_scale.at_log_scale(likelihood, stats, batch["log_scales"][:, column])
 
     return Passes(
         pixels[:, :height, :width],
@@ -202,14 +202,16 @@ class Evaluator:
           ValueError: there is no image.
         """
         log_scales = None
-        if scale.is_optimal(self._config.build_likelihood()):
+        likelihood = self._config.likelihood.build()
+        if optimal_scale.is_optimal(likelihood):
             rows, _ = self._collect(scale_step, state, batches, key, None)
-            likelihood = self._config.build_likelihood()
             values = math.fsum(rows["values"])
             means = [
                 math.fsum(rows[name] * rows["values"]) / values for name in ("hard", "relaxed")
             ]
-            log_scales = np.asarray(scale.log_scale_of(likelihood, jnp.asarray(means)), np.float32)
+            log_scales = np.asarray(
+                optimal_scale.log_scale_of(likelihood, jnp.asarray(means)), np.float32
+            )
         rows, sums = self._collect(self._step, state, batches, key, log_scales)
         result = self._summarise(rows, sums, self._config)
         if log_scales is not None:
@@ -310,10 +312,10 @@ def _decode(params: Any, tokens: Array, config: TrainConfig) -> Array:
 
 @partial(jax.jit, static_argnames=("config",))
 def _reconstruct(params: Any, pixels: Array, config: TrainConfig) -> Array:
-    x = pixel_maps.map_pixels(pixels, config.eps)
+    x = pixel_map.map_pixels(pixels, config.likelihood.eps)
     logits = cast(Array, DVAE(config.model).apply({"params": params}, x, method="encode"))
     stats = _decode(params, bottleneck.hard_codes(logits), config)
-    return config.build_likelihood().reconstruct(stats)
+    return config.likelihood.build().reconstruct(stats)
 
 
 def reconstruct(state: TrainState, pixels: ArrayLike) -> Array:

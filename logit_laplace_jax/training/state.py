@@ -9,7 +9,7 @@ import optax
 from jax import Array
 
 from logit_laplace_jax.models.dvae import init_params
-from logit_laplace_jax.training import loss_scaling as precision
+from logit_laplace_jax.training import loss_scaling
 from logit_laplace_jax.training.config import TrainConfig
 
 
@@ -29,7 +29,7 @@ class TrainState(flax.struct.PyTreeNode):
     params: Any
     ema_params: Any
     opt_state: Any
-    loss_scale: precision.LossScale | None
+    loss_scale: loss_scaling.LossScale | None
     config: TrainConfig = flax.struct.field(pytree_node=False)
 
 
@@ -51,7 +51,7 @@ def create_state(config: TrainConfig, key: Array) -> TrainState:
 
     >>> from logit_laplace_jax.models.config import DVAEConfig
     >>> tiny = DVAEConfig(group_count=2, n_hid=4, n_blk_per_group=1, vocab_size=8, n_init=4)
-    >>> config = TrainConfig(run_dir="", data="photos", image_size=8, model=tiny)
+    >>> config = TrainConfig(run_dir="", image_size=8, model=tiny)
     >>> int(create_state(config, jax.random.key(0)).step)
     0
     """
@@ -64,7 +64,7 @@ def create_state(config: TrainConfig, key: Array) -> TrainState:
         ema_params=jax.tree.map(jnp.copy, params),
         opt_state=make_optimizer(config).init(params),
         loss_scale=(
-            precision.initial(config.optimizer.loss_scale)
+            loss_scaling.initial(config.optimizer.loss_scale)
             if config.precision == "float16"
             else None
         ),

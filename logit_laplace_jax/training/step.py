@@ -18,12 +18,11 @@ import numpy as np
 import optax
 from jax import Array, lax
 
-from logit_laplace_jax import pixel_map as pixel_maps
+from logit_laplace_jax import pixel_map
 from logit_laplace_jax.checks import check
 from logit_laplace_jax.models import bottleneck
 from logit_laplace_jax.models.dvae import DVAE, DVAEOutput
-from logit_laplace_jax.training import loss_scaling as precision
-from logit_laplace_jax.training import optimal_scale as scale
+from logit_laplace_jax.training import loss_scaling, optimal_scale
 from logit_laplace_jax.training.config import TrainConfig
 from logit_laplace_jax.training.state import TrainState, make_optimizer
 
@@ -57,7 +56,7 @@ def forward(
     noise = bottleneck.gumbel_noise(key, indices, (*grid, config.model.vocab_size))
     output = DVAE(config.model).apply(
         {"params": params},
-        pixel_maps.map_pixels(pixels, config.eps),
+        pixel_map.map_pixels(pixels, config.likelihood.eps),
         temperature=temperature,
         noise=noise,
     )
@@ -87,15 +86,15 @@ def reconstruction_loss(
     Returns:
       Two float32 scalars: nats a value of the density (or mass), and a share in [0, 1].
     """
-    likelihood = config.build_likelihood()
-    if scale.is_optimal(likelihood):
+    likelihood = config.likelihood.build()
+    if optimal_scale.is_optimal(likelihood):
         if log_scale is None:
-            moment = scale.batch_moment(likelihood, pixels, stats, axis_name)
-            log_scale = scale.log_scale_of(likelihood, moment)
-        likelihood, stats = scale.at_log_scale(likelihood, stats, log_scale)
-    if config.objective == "mass":
+            moment = optimal_scale.batch_moment(likelihood, pixels, stats, axis_name)
+            log_scale = optimal_scale.log_scale_of(likelihood, moment)
+        likelihood, stats = optimal_scale.at_log_scale(likelihood, stats, log_scale)
+    if config.likelihood.objective == "mass":
         losses = -likelihood.log_mass(pixels, stats)
-    elif config.dequantize:
+    elif config.likelihood.dequantize:
         branch = jax.random.fold_in(key, np.uint32(2**32 - 1))  # no example has that index
 
         def draw(index: Array) -> Array:
@@ -205,16 +204,16 @@ def gradients(
 
     dealt = deal(pixels), deal(indices)
     log_scale = None
-    likelihood = config.build_likelihood()
-    if scale.is_optimal(likelihood):  # the whole batch's, which takes a pass of its own
+    likelihood = config.likelihood.build()
+    if optimal_scale.is_optimal(likelihood):  # the whole batch's, which takes a pass of its own
 
         def moment(rows: tuple[Array, Array]) -> Array:
             out = forward(
                 gather(state.params), rows[0], config.temperature(state.step), key, config, rows[1]
             )
-            return scale.batch_moment(likelihood, rows[0], out.stats, axis_name)
+            return optimal_scale.batch_moment(likelihood, rows[0], out.stats, axis_name)
 
-        log_scale = scale.log_scale_of(likelihood, lax.map(moment, dealt).mean())
+        log_scale = optimal_scale.log_scale_of(likelihood, lax.map(moment, dealt).mean())
 
     def add(total: Any, rows: tuple[Array, Array]) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, part(*rows, log_scale)), None
@@ -279,10 +278,10 @@ def train_step(
     }
     after = state.replace(params=params, ema_params=ema_params, opt_state=opt_state)
     if state.loss_scale is not None:
-        finite = precision.all_finite(grads)
+        finite = loss_scaling.all_finite(grads)
         after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
         growth = config.optimizer.loss_scale_growth
-        after = after.replace(loss_scale=precision.adjusted(state.loss_scale, finite, growth))
+        after = after.replace(loss_scale=loss_scaling.adjusted(state.loss_scale, finite, growth))
         metrics |= {
             "loss_scale": state.loss_scale.factor,
             "skipped": 1.0 - finite.astype(jnp.float32),
