@@ -2,9 +2,8 @@
 
 import importlib.util
 import os
-import shutil
+import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 # Four simulated CPU devices. On few cores their collectives can wait for each other for ever,
@@ -15,9 +14,12 @@ os.environ["XLA_FLAGS"] = (
 ).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-# What the scripts keep for their user they keep for this test run, in all of its processes.
-if "PYTEST_XDIST_WORKER" not in os.environ:
-    os.environ["LOGIT_LAPLACE_JAX_CACHE"] = tempfile.mkdtemp(prefix="logit_laplace_jax_tests_")
+# Each program is compiled once, for all workers, scripts and later sessions of this checkout. JAX
+# names programs by everything that decides them, so an old one is never taken for a new one.
+_PROGRAMS = Path(__file__).parents[1] / ".pytest_cache" / "programs"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_PROGRAMS))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 # pytest runs with --import-mode=importlib, which adds nothing to the path: `import oracle`.
 sys.path.insert(0, str(Path(__file__).parent / "reference"))
@@ -26,16 +28,45 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+SLOW = Path(__file__).parent / "slow"
 
 
-def pytest_unconfigure():
-    """The process that made the folder takes it away."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        shutil.rmtree(os.environ["LOGIT_LAPLACE_JAX_CACHE"], ignore_errors=True)
+def pytest_ignore_collect(collection_path, config):
+    """tests/slow runs when it is asked for by its path, not with the others."""
+    if SLOW not in (collection_path, *collection_path.parents):
+        return None
+    asked = (Path(arg.split("::")[0]).absolute() for arg in config.args)
+    return None if any(SLOW in (path, *path.parents) for path in asked) else True
+
+
+@pytest.fixture
+def start():
+    """A function that starts a Python process, which ends with its test and with pytest."""
+    processes = []
+
+    def start(*args, **options):
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
+        command = [sys.executable, "-c", _END_WITH_PARENT, *map(str, args)]
+        processes.append(subprocess.Popen(command, **options))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+# Linux kills the process when its parent ends, however that ends (prctl's PR_SET_PDEATHSIG is 1).
+_END_WITH_PARENT = """
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
 
 
 @pytest.fixture
@@ -59,25 +90,6 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
-
-
-@pytest.fixture(scope="module")
-def compile_once(tmp_path_factory):
-    """Compile at once rather than well, and each program once for all runs of a module."""
-    changed = {
-        "jax_disable_most_optimizations": True,
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: jax.config.values[name] for name in changed}
-    for name, value in changed.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="session")

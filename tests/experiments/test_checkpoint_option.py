@@ -10,7 +10,7 @@ import pytest
 from logit_laplace_jax.runs import loop, records
 from logit_laplace_jax.runs.checkpoints import Checkpoints
 
-pytestmark = pytest.mark.usefixtures("compile_once")
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 

@@ -19,7 +19,7 @@ from logit_laplace_jax.training.config import Launch, TrainConfig
 from logit_laplace_jax.training.schedules import Schedule
 from logit_laplace_jax.training.step import elbo_loss, train_step
 
-pytestmark = pytest.mark.usefixtures("compile_once")
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "experiments"

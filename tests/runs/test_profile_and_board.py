@@ -21,7 +21,7 @@ from logit_laplace_jax.runs import loop, records
 from logit_laplace_jax.training.config import Launch, TrainConfig
 from logit_laplace_jax.training.schedules import Schedule
 
-pytestmark = pytest.mark.usefixtures("compile_once")
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 STEPS = 6
 TIMING = {"images_per_second", "data_wait_share"}

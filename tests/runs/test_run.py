@@ -28,7 +28,7 @@ TIMING = {"images_per_second", "data_wait_share"}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def steps_once(compile_once):
+def steps_once(quick_compilation):
     """Each step once for all runs of this module, in memory too."""
     compiled = {}
     real = devices.Layout.compile

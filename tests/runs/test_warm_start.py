@@ -23,7 +23,7 @@ from logit_laplace_jax.training.state import create_state
 from logit_laplace_jax.training.step import train_step
 from logit_laplace_jax.weights import exchange, openai
 
-pytestmark = pytest.mark.usefixtures("compile_once")
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "models" / "data"  # of a model with the sizes of MODEL below

@@ -205,7 +205,7 @@ def test_decode_to_every_range(tokenizer):
         tokenizer.decode(tokens, "bytes")
 
 
-def test_floats_compile_once_and_all_ranges_share_it(params, pixels):
+def test_floats_quick_compilation_and_all_ranges_share_it(params, pixels):
     tokenizer = Tokenizer(CONFIG, params)
     unit = pixels / np.float32(255)
     for _ in range(2):
