@@ -21,7 +21,8 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_PROGRAMS))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
-# pytest runs with --import-mode=importlib, which adds nothing to the path: `import oracle`.
+# pytest runs with --import-mode=importlib, which adds nothing to the path: `import oracle, tiny`.
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent / "reference"))
 
 import jax

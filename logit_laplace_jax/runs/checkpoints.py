@@ -7,6 +7,7 @@ read.
 
 import contextlib
 import errno
+import json
 import math
 import os
 import shutil
@@ -69,6 +70,7 @@ class Checkpoints:
         if not create and not folder.is_dir():
             raise CheckpointError(f"no complete checkpoint yet: {folder} does not exist")
         self.folder = folder.resolve()
+        self._damaged = self._without_measures(create)
         best = BestN(
             get_metric_fn=_measure, reverse=True, n=1, keep_checkpoints_without_metrics=False
         )
@@ -83,6 +85,31 @@ class Checkpoints:
                 read_only=not create,
             ),
         )
+
+    def _without_measures(self, set_aside: bool) -> list[tuple[int, str]]:
+        """Checkpoints whose measures are damaged, for which Orbax would refuse the whole folder."""
+        steps = [int(path.name) for path in self.folder.glob("*") if path.name.isdecimal()]
+        damaged = []
+        for step in sorted(steps):
+            path = self.folder / str(step) / "metrics" / "metrics"
+            try:
+                json.loads(path.read_text() if path.exists() else "{}")
+            except ValueError as error:
+                damaged.append((step, str(error)))
+        if damaged and (not set_aside or len(damaged) == len(steps)):
+            step, reason = damaged[-1]
+            raise CheckpointError(f"checkpoint {step} in {self.folder} cannot be read ({reason})")
+        for step, _ in damaged:
+            self._set_aside(step)
+        return damaged
+
+    def _set_aside(self, step: int) -> None:
+        if jax.process_index() == 0:
+            aside = self.folder / f"{step}{_DAMAGED}"
+            shutil.rmtree(aside, ignore_errors=True)  # of an earlier time
+            (self.folder / str(step)).rename(aside)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"damaged {step}")
 
     def __enter__(self) -> Self:
         return self
@@ -172,7 +199,7 @@ class Checkpoints:
         except Exception as error:  # tensorstore and Orbax raise many types
             reason = _reason(error)
             kept = f"the last complete one is of step {self.latest}" if self.steps else "none is"
-            full = os.strerror(errno.ENOSPC) in reason
+            full = _full(reason)
             advice = "; free some space, and the same command goes on from there" if full else ""
             what = "the disk is full: " if full else ""
             raise CheckpointError(
@@ -238,6 +265,8 @@ class Checkpoints:
         Raises:
           CheckpointError: none can be read.
         """
+        for step, reason in self._damaged:
+            say(f"damaged   checkpoint {step} ({reason}); going on from the one before")
         while True:
             step = self.latest
             try:
@@ -247,20 +276,18 @@ class Checkpoints:
                     raise
                 say(f"damaged   checkpoint {step} ({_reason(error.__cause__)}); going on from the "
                     "one before")  # fmt: skip
-            if jax.process_index() == 0:
-                aside = self.folder / f"{step}{_DAMAGED}"
-                shutil.rmtree(aside, ignore_errors=True)  # of an earlier time
-                (self.folder / str(step)).rename(aside)
-            if jax.process_count() > 1:
-                multihost_utils.sync_global_devices(f"damaged {step}")
+            self._set_aside(step)
             self._manager.reload()
 
 
+def _full(text: str) -> bool:
+    return any(os.strerror(number) in text for number in (errno.ENOSPC, errno.EDQUOT))
+
+
 def _reason(error: BaseException | None) -> str:
-    """The first line of an error, or of its deepest cause on a full disk."""
-    lines = []
+    """The first line of an error; with a full disk anywhere in its causes, the line that says so."""
+    lines: list[str] = []
     while error is not None:
-        lines += [str(error).strip().splitlines()[0] if str(error).strip() else repr(error)]
+        lines += str(error).strip().splitlines() or [repr(error)]
         error = error.__cause__ or error.__context__
-    full = os.strerror(errno.ENOSPC)
-    return next((line for line in lines if full in line), lines[0])[:200]
+    return next(filter(_full, lines), lines[0])[:200]

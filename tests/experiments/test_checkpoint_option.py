@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import tiny
 
 from logit_laplace_jax.runs import loop, records
 from logit_laplace_jax.runs.checkpoints import Checkpoints
@@ -29,7 +30,7 @@ def snapshot(folder):
 
 def config_of(run_dir, data, **changes):
     from logit_laplace_jax.models.config import DVAEConfig
-    from logit_laplace_jax.training.config import OptimizerConfig, TrainConfig
+    from logit_laplace_jax.training.config import OptimizerConfig
     from logit_laplace_jax.training.schedules import Schedule
 
     options = {
@@ -39,11 +40,11 @@ def config_of(run_dir, data, **changes):
         "batch_size": 4,
         "image_size": 8,
         "parallel": "single",
-        "eval_every": 2,
+        "evaluation__every": 2,
         "checkpoint_every": 1,
         "keep_checkpoints": 2,
         "min_log_scale": -5.0,
-        "eval_images": 2,
+        "evaluation__images": 2,
         # Small steps first, then ruinous ones: the best is not the latest.
         "learning_rate": Schedule(1e-3, 0.5, 6),
         "beta": Schedule(0.1, 0.1, 1),
@@ -51,7 +52,7 @@ def config_of(run_dir, data, **changes):
         "optimizer": OptimizerConfig(ema_decay=0.0),
         "model": DVAEConfig(group_count=2, n_hid=4, n_blk_per_group=1, vocab_size=8, n_init=4),
     }
-    return TrainConfig(**{**options, **changes})
+    return tiny.config(**{**options, **changes})
 
 
 @pytest.fixture(scope="module")

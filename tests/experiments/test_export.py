@@ -1,12 +1,12 @@
 """export.py as a user runs it."""
 
-import dataclasses
 import json
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from logit_laplace_jax import likelihoods
 from logit_laplace_jax.models import DVAEConfig
@@ -23,10 +23,14 @@ TINY = DVAEConfig(group_count=2, n_hid=4, n_blk_per_group=1, vocab_size=8, n_ini
 
 def write_run(folder, model=TINY, **options):
     """A run directory as train.py leaves it, without the training."""
-    config = configs.TrainConfig(
-        run_dir=str(folder), data="folder:some/where/pictures", image_size=8, steps=4, model=model
+    config = tiny.config(
+        run_dir=str(folder),
+        data__source="folder:some/where/pictures",
+        image_size=8,
+        steps=4,
+        model=model,
     )
-    config = dataclasses.replace(config, **options)
+    config = tiny.change(config, **options)
     state = create_state(config, jax.random.key(0))
     # The average differs from the parameters, so that exporting the wrong one shows.
     state = state.replace(
@@ -78,7 +82,7 @@ def test_one_file_holds_the_average_and_says_what_it_is(ending, options, here, t
     assert metadata["data"] == "folder:pictures"
     assert metadata["package"].startswith("logit_laplace_jax ")
     likelihood = likelihoods.get(metadata["likelihood"], **metadata["likelihood_options"])
-    assert likelihood == state.config.build_likelihood()
+    assert likelihood == state.config.likelihood.build()
 
 
 def test_two_files_for_openais_modules(here, tmp_path):

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
 
 from logit_laplace_jax.training.config import TrainConfig
 
@@ -31,7 +32,7 @@ def test_a_preset_builds(configs, name):
     config = configs.load(name)
     assert isinstance(config, TrainConfig)
     assert config.run_dir == f"runs/{name}"
-    assert config.build_likelihood().num_stats == config.model.stats_per_channel
+    assert config.likelihood.build().num_stats == config.model.stats_per_channel
     # The schedules end within the run, so that it ends as it was meant to.
     resolved = config.resolved()
     for schedule in (resolved.beta, resolved.temperature, resolved.learning_rate):
@@ -100,7 +101,7 @@ def test_dalle_is_the_recipe_number_by_number(configs):
 
 def test_the_defaults_are_the_papers_too(configs):
     # The class says that its defaults are the paper's: what the preset spells out must equal them.
-    default = TrainConfig(run_dir="runs/dalle", data="tfds:imagenet2012")
+    default = tiny.config(run_dir="runs/dalle", data__source="tfds:imagenet2012")
     # The class's float32 runs everywhere; how often metrics are written is no part of the recipe.
     expected = dataclasses.replace(default, precision="float16", log_every=50)
     assert configs.load("dalle") == expected

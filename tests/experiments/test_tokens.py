@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 
 from logit_laplace_jax import likelihoods
@@ -50,8 +51,8 @@ def lively(params):
 def write_run(folder, seed, **options):
     """A run directory as training leaves it, without the training."""
     options = {"likelihood": "laplace", "eps": 0.05, **options}
-    config = configs.TrainConfig(
-        run_dir=str(folder), data="photos", steps=1, batch_size=4, image_size=8, model=CONFIG,
+    config = tiny.config(
+        run_dir=str(folder), data__source="photos", steps=1, batch_size=4, image_size=8, model=CONFIG,
         **options,
     ).resolved()  # fmt: skip
     state = create_state(config, jax.random.key(seed))

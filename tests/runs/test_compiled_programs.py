@@ -77,7 +77,7 @@ def test_a_script_keeps_its_programs_and_finds_them_again(tmp_path):
             for entry in (tmp_path / "cache").rglob("*-cache"):
                 os.truncate(entry, 100)
         run = tmp_path / name
-        command = ["smoke", "--run-dir", run, "--steps", "1", "--data-threads", threads]
+        command = ["smoke", "--run-dir", run, "--steps", "1", "--data.threads", threads]
         done = subprocess.run(
             [sys.executable, TRAIN, *command],
             env=os.environ | changed,

@@ -1,12 +1,12 @@
 """The whole evaluation: answers known beforehand, and what must change nothing."""
 
-import dataclasses
 import zlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from scipy.stats import laplace
 
 from logit_laplace_jax.data.pipeline import whole_batches
@@ -14,16 +14,15 @@ from logit_laplace_jax.data.sources import Source
 from logit_laplace_jax.models.config import DVAEConfig
 from logit_laplace_jax.runs.evaluation import POINTS, measure_step, measures
 from logit_laplace_jax.training import devices
-from logit_laplace_jax.training.config import TrainConfig
 from logit_laplace_jax.training.evaluation import Evaluator
 from logit_laplace_jax.training.state import create_state
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 VOCAB = 8
-CONFIG = TrainConfig(
+CONFIG = tiny.config(
     run_dir="",
-    data="photos",
+    data__source="photos",
     steps=10,
     batch_size=8,
     image_size=8,
@@ -170,7 +169,7 @@ def test_calibration_of_a_model_that_is_right(evaluators):
 
 
 def test_an_optimal_scale_is_reported(pixels):
-    config = dataclasses.replace(CONFIG, likelihood="normal", scale="optimal")
+    config = tiny.change(CONFIG, likelihood__name="normal", likelihood__scale="optimal")
     layout = devices.choose("single", 6)
     state = create_state(config, jax.random.key(0))
     evaluator = Evaluator(layout, config, measure_step, measures)

@@ -11,11 +11,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from logit_laplace_jax.models.config import DVAEConfig
 from logit_laplace_jax.runs import loop, preflight, records
 from logit_laplace_jax.training import devices
-from logit_laplace_jax.training.config import Launch, TrainConfig
+from logit_laplace_jax.training.config import Launch
 from logit_laplace_jax.training.schedules import Schedule
 from logit_laplace_jax.training.step import elbo_loss, train_step
 
@@ -27,13 +28,13 @@ STEPS = 3
 TIMING = {"images_per_second", "data_wait_share"}
 
 # Wide enough that convolutions are nearly all of the arithmetic, and fsdp has something to spread.
-WIDE = TrainConfig(
+WIDE = tiny.config(
     run_dir="",
-    data="photos",
+    data__source="photos",
     steps=10,
     batch_size=8,
     image_size=16,
-    min_log_scale=-5.0,
+    likelihood__min_log_scale=-5.0,
     beta=Schedule(0.5, 0.5),
     model=DVAEConfig(group_count=2, n_hid=64, n_blk_per_group=1, vocab_size=64, n_init=32),
 ).resolved()
@@ -278,16 +279,16 @@ def test_collectives_of_a_compiled_program():
 
 @pytest.fixture(scope="module")
 def base(photographs):
-    return TrainConfig(
+    return tiny.config(
         run_dir="run",
-        data=f"folder:{photographs}",
+        data__source=f"folder:{photographs}",
         steps=STEPS,
         batch_size=4,
         image_size=8,
-        eval_every=0,
+        evaluation__every=0,
         checkpoint_every=0,
-        min_log_scale=-5.0,
-        eval_images=2,
+        likelihood__min_log_scale=-5.0,
+        evaluation__images=2,
         beta=Schedule(0.0, 0.5, 4),
         temperature=Schedule(1.0, 0.5, STEPS),
         learning_rate=Schedule(1e-2, 1e-3, STEPS),

@@ -11,13 +11,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from logit_laplace_jax.models.config import DVAEConfig
 from logit_laplace_jax.runs import loop, records
 from logit_laplace_jax.runs.checkpoints import CheckpointError
 from logit_laplace_jax.tokens import Tokenizer
 from logit_laplace_jax.training import devices
-from logit_laplace_jax.training.config import OptimizerConfig, TrainConfig
+from logit_laplace_jax.training.config import OptimizerConfig
 from logit_laplace_jax.training.schedules import Schedule
 from logit_laplace_jax.training.state import create_state
 from logit_laplace_jax.training.step import train_step
@@ -34,17 +35,17 @@ TIMING = {"images_per_second", "data_wait_share"}
 
 @pytest.fixture(scope="module")
 def base(photographs):
-    return TrainConfig(
+    return tiny.config(
         run_dir="run",
-        data=f"folder:{photographs}",
+        data__source=f"folder:{photographs}",
         steps=STEPS,
         batch_size=4,
         image_size=8,
         parallel="single",
-        eval_every=2,
+        evaluation__every=2,
         checkpoint_every=2,
-        min_log_scale=-5.0,
-        eval_images=2,
+        likelihood__min_log_scale=-5.0,
+        evaluation__images=2,
         beta=Schedule(0.0, 0.5, 4),
         temperature=Schedule(1.0, 0.5, STEPS),
         learning_rate=Schedule(1e-2, 1e-3, STEPS),
@@ -57,7 +58,7 @@ def start(config, folder, **changes):
     """A run that is made but not trained, and what it said."""
     said = []
     with contextlib.chdir(folder):
-        run = loop.Run(dataclasses.replace(config, **changes), said.append)
+        run = loop.Run(tiny.change(config, **changes), said.append)
     return run, said
 
 
@@ -158,7 +159,7 @@ def test_another_likelihood_starts_its_head_anew(base, source, tmp_path, name):
     folder, state = source
     run, said = start(base, tmp_path, init_from=str(folder / "model.pt"), **changes)
     given = names_of(state.ema_params)
-    config = dataclasses.replace(base, **changes)
+    config = tiny.change(base, **changes)
     new = names_of(create_state(config, jax.random.split(jax.random.key(base.seed), 3)[0]).params)
     for tree in (run.state.params, run.state.ema_params):
         for path, leaf in names_of(tree).items():

@@ -4,13 +4,21 @@ import dataclasses
 import json
 
 import pytest
+import tiny
 
 from logit_laplace_jax.models.config import DVAEConfig
 from logit_laplace_jax.training import config as configs
-from logit_laplace_jax.training.config import OptimizerConfig, TrainConfig
+from logit_laplace_jax.training.config import LikelihoodConfig, OptimizerConfig
 from logit_laplace_jax.training.schedules import Schedule
 
-BASE = TrainConfig(run_dir="r", data="photos", steps=10, batch_size=4, image_size=16)
+BASE = tiny.config(
+    run_dir="r",
+    steps=10,
+    batch_size=4,
+    image_size=16,
+    likelihood=LikelihoodConfig(),
+    model=DVAEConfig(),
+)
 
 
 @pytest.mark.parametrize(
@@ -22,30 +30,30 @@ BASE = TrainConfig(run_dir="r", data="photos", steps=10, batch_size=4, image_siz
         ("image_size", 12, "multiples of 8"),
         ("keep_checkpoints", 0, "keep_checkpoints"),
         ("log_every", 0, "log_every"),
-        ("eval_every", -1, "eval_every must be 0 or more"),
+        ("evaluation__every", -1, "every must be 0 or more"),
         ("checkpoint_every", -1, "checkpoint_every"),
         ("seed", -1, "seed"),
         ("seed", 2**32, "seed must be below"),
-        ("min_crop", 0.0, "min_crop"),
-        ("min_crop", 1.5, "min_crop"),
-        ("eval_scale", 0.0, "eval_scale"),
-        ("eval_images", 0, "eval_images"),
+        ("data__min_crop", 0.0, "min_crop"),
+        ("data__min_crop", 1.5, "min_crop"),
+        ("evaluation__resize", 0.0, "resize must"),
+        ("evaluation__images", 0, "images must"),
         ("temperature", Schedule(1.0, 0.0), "temperature must stay above 0"),
         ("learning_rate", Schedule(0.0, 1e-3), "learning_rate must stay above 0"),
-        ("init", "xavier", "init must be openai or data"),
+        ("init", "xavier", "init must be one of openai, data"),
         ("init_logit_std", 0.0, "init_logit_std must be positive"),
-        ("likelihood", "gauss", "unknown likelihood 'gauss'"),
-        ("eps", 0.5, "eps"),
-        ("objective", "elbo", "objective must be density or mass"),
-        ("scale", "predicted", "scale"),
-        ("coupled", True, "likelihood logit_laplace has no option --coupled"),
-        ("components", 5, "likelihood logit_laplace has no option --components"),
-        ("min_log_scale", float("nan"), "min_log_scale"),
+        ("likelihood__name", "gauss", "unknown likelihood 'gauss'"),
+        ("likelihood__eps", 0.5, "eps"),
+        ("likelihood__objective", "elbo", "objective must be one of density, mass"),
+        ("likelihood__scale", "predicted", "scale"),
+        ("likelihood__coupled", True, "likelihood logit_laplace has no option coupled"),
+        ("likelihood__components", 5, "likelihood logit_laplace has no option components"),
+        ("likelihood__min_log_scale", float("nan"), "min_log_scale"),
     ],
 )
 def test_refused(field, value, words):
     with pytest.raises(ValueError, match=words) as caught:
-        dataclasses.replace(BASE, **{field: value})
+        tiny.change(BASE, **{field: value})
     assert "\n" not in str(caught.value)
 
 
@@ -61,44 +69,52 @@ def test_optimizer_refused(field, value):
     ("options", "maps", "constant"),
     [
         ({}, 2, "none"),
-        ({"scale": "shared"}, 2, "shared"),
-        ({"scale": "per_channel", "likelihood": "normal"}, 2, "per_channel"),
-        ({"scale": "fixed", "fixed_scale": 0.05}, 1, "none"),
-        ({"scale": "optimal"}, 1, "none"),
-        ({"likelihood": "categorical"}, 256, "none"),
-        ({"likelihood": "logistic_mixture", "components": 3}, 9, "none"),
-        ({"likelihood": "logistic_mixture", "components": 3, "coupled": True}, 12, "none"),
+        ({"likelihood__scale": "shared"}, 2, "shared"),
+        ({"likelihood__scale": "per_channel", "likelihood__name": "normal"}, 2, "per_channel"),
+        ({"likelihood__scale": "fixed", "likelihood__fixed_scale": 0.05}, 1, "none"),
+        ({"likelihood__scale": "optimal"}, 1, "none"),
+        ({"likelihood__name": "categorical"}, 256, "none"),
+        ({"likelihood__name": "logistic_mixture", "likelihood__components": 3}, 9, "none"),
+        (
+            {
+                "likelihood__name": "logistic_mixture",
+                "likelihood__components": 3,
+                "likelihood__coupled": True,
+            },
+            12,
+            "none",
+        ),
     ],
 )
 def test_the_head_follows_the_likelihood(options, maps, constant):
-    config = dataclasses.replace(BASE, model=DVAEConfig(stats_per_channel=5), **options)
-    assert config.model.stats_per_channel == config.build_likelihood().num_stats == maps
+    config = tiny.change(BASE, model=DVAEConfig(stats_per_channel=5), **options)
+    assert config.model.stats_per_channel == config.likelihood.build().num_stats == maps
     assert config.model.constant_scale == constant
     # And follows again when the likelihood changes back.
-    plain = dataclasses.replace(
+    plain = tiny.change(
         config,
-        likelihood="logit_laplace",
-        scale="per_pixel",
-        fixed_scale=0.1,
-        components=10,
-        coupled=False,
+        likelihood__name="logit_laplace",
+        likelihood__scale="per_pixel",
+        likelihood__fixed_scale=0.1,
+        likelihood__components=10,
+        likelihood__coupled=False,
     )
     assert (plain.model.stats_per_channel, plain.model.constant_scale) == (2, "none")
 
 
 def test_options_that_cannot_go_together():
     with pytest.raises(ValueError, match="dequantize is for objective density"):
-        dataclasses.replace(BASE, dequantize=True, objective="mass")
-    with pytest.raises(ValueError, match="categorical has no option --scale"):
-        dataclasses.replace(BASE, likelihood="categorical", scale="shared")
+        tiny.change(BASE, likelihood__dequantize=True, likelihood__objective="mass")
+    with pytest.raises(ValueError, match="categorical has no option scale"):
+        tiny.change(BASE, likelihood__name="categorical", likelihood__scale="shared")
 
 
 def test_a_floor_not_given_is_the_familys_own():
-    mixture = dataclasses.replace(BASE, likelihood="logistic_mixture")
-    assert mixture.build_likelihood().min_log_scale == -7.0
-    assert BASE.build_likelihood().min_log_scale is None
-    floored = dataclasses.replace(mixture, min_log_scale=-5.0)
-    assert floored.build_likelihood().min_log_scale == -5.0
+    mixture = tiny.change(BASE, likelihood__name="logistic_mixture")
+    assert mixture.likelihood.build().min_log_scale == -7.0
+    assert BASE.likelihood.build().min_log_scale is None
+    floored = tiny.change(mixture, likelihood__min_log_scale=-5.0)
+    assert floored.likelihood.build().min_log_scale == -5.0
 
 
 def test_resolved_fills_the_whole_run_in_and_nothing_else():
@@ -110,9 +126,9 @@ def test_resolved_fills_the_whole_run_in_and_nothing_else():
 
 
 def test_json_there_and_back():
-    config = dataclasses.replace(
+    config = tiny.change(
         BASE,
-        eval_scale=0.25,
+        evaluation__resize=0.25,
         beta=Schedule(0.0, 0.1),
         optimizer=OptimizerConfig(b1=0.8),
         precision="bfloat16",
@@ -148,22 +164,24 @@ DECIDING = {
     "seed": 1,
     "batch_size": 8,
     "image_size": 32,
-    "data": "folder:/elsewhere",
-    "eps": 0.2,
-    "min_log_scale": -3.0,
-    "likelihood": "normal",
-    "objective": "mass",
-    "scale": "optimal",
-    "fixed_scale": 0.2,
-    "dequantize": True,
-    "min_crop": 0.5,
-    "eval_scale": 0.5,
+    "data__source": "folder:/elsewhere",
+    "data__min_crop": 0.5,
+    "likelihood__eps": 0.2,
+    "likelihood__min_log_scale": -3.0,
+    "likelihood__name": "normal",
+    "likelihood__objective": "mass",
+    "likelihood__scale": "optimal",
+    "likelihood__fixed_scale": 0.2,
+    "likelihood__dequantize": True,
+    "evaluation__resize": 0.5,
     "init": "data",
     "init_logit_std": 2.0,
     "init_from": "model.pt",
     "freeze": "encoder",
     "precision": "bfloat16",
     "beta": Schedule(0.0, 1.0, 5),
+    "temperature": Schedule(1.0, 0.1, 5),
+    "learning_rate": Schedule(1.0, 0.1, 5),
     "optimizer": OptimizerConfig(b2=0.99),
     "model": DVAEConfig(n_hid=8),
 }
@@ -174,41 +192,46 @@ FREE = {
     "fsdp": True,
     "devices": 1,
     "accumulate": 2,
-    "data_threads": 1,
-    "eval_every": 1,
     "checkpoint_every": 1,
     "keep_checkpoints": 1,
     "log_every": 1,
-    "data_dir": "/elsewhere",
-    "eval_images": 3,
     "debug": True,
+    "data__threads": 1,
+    "data__data_dir": "/elsewhere",
+    "evaluation__every": 1,
+    "evaluation__images": 3,
 }
 
 
 @pytest.mark.parametrize("field", DECIDING)
 def test_differences_that_decide_are_named_with_both_values(field):
-    lines = configs.differences(BASE, dataclasses.replace(BASE, **{field: DECIDING[field]}))
+    lines = configs.differences(BASE, tiny.change(BASE, **{field: DECIDING[field]}))
     assert lines
     for line in lines:
-        assert line.startswith(field)
+        # What follows the likelihood or the precision is told too.
+        assert line.startswith((field.replace("__", "."), "model."))
         assert " there, " in line
         assert line.endswith(" here")
 
 
 @pytest.mark.parametrize("field", FREE)
 def test_differences_that_a_resumed_run_may_have(field):
-    assert configs.differences(BASE, dataclasses.replace(BASE, **{field: FREE[field]})) == []
+    lasting = tiny.change(BASE, beta=Schedule(0.0, 1.0, 5), temperature=Schedule(1.0, 0.1, 5))
+    lasting = tiny.change(lasting, learning_rate=Schedule(1.0, 0.1, 5))
+    assert configs.differences(lasting, tiny.change(lasting, **{field: FREE[field]})) == []
 
 
 def test_more_steps_change_a_schedule_that_lasts_the_whole_run():
-    whole = dataclasses.replace(BASE, beta=Schedule(0.0, 1.0))
+    fixed = Schedule(1.0, 0.1, 5)
+    whole = tiny.change(BASE, beta=Schedule(0.0, 1.0), temperature=fixed, learning_rate=fixed)
     assert configs.differences(whole, dataclasses.replace(whole, steps=20)) == [
         "beta.steps: 10 there, 20 here"
     ]
 
 
 def test_every_field_is_either_deciding_or_free():
-    # A new field must be put into one of the tables above.
-    of_a_mixture = {"components", "coupled"}
-    known = {*DECIDING, *FREE, *of_a_mixture, "temperature", "learning_rate"}
-    assert {field.name for field in dataclasses.fields(TrainConfig)} == known
+    # A new field must be put into one of the tables above; each stands for its whole dataclass.
+    of_a_mixture = {"likelihood__components", "likelihood__coupled"}
+    known = {name.replace("__", ".") for name in {*DECIDING, *FREE, *of_a_mixture}}
+    for name in configs.flat(BASE):
+        assert name in known or name.split(".")[0] in known, name

@@ -1,19 +1,18 @@
 """Evaluation: masks, means that depend on no batch or device, and the formulas behind them."""
 
-import dataclasses
 import zlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from scipy.stats import laplace
 
 from logit_laplace_jax import pixel_map as pixel_maps
 from logit_laplace_jax.models.config import DVAEConfig
 from logit_laplace_jax.models.dvae import DVAE
 from logit_laplace_jax.training import devices
-from logit_laplace_jax.training.config import TrainConfig
 from logit_laplace_jax.training.evaluation import Evaluator, reconstruct
 from logit_laplace_jax.training.schedules import Schedule
 from logit_laplace_jax.training.state import create_state
@@ -22,13 +21,13 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 IMAGES = 10
 VOCAB = 8
-CONFIG = TrainConfig(
+CONFIG = tiny.config(
     run_dir="",
-    data="photos",
+    data__source="photos",
     steps=10,
     batch_size=8,
     image_size=8,
-    min_log_scale=-0.5,  # high, so that some values lie below it
+    likelihood__min_log_scale=-0.5,  # high, so that some values lie below it
     temperature=Schedule(1.0, 0.5),
     model=DVAEConfig(group_count=2, n_hid=4, n_blk_per_group=1, vocab_size=VOCAB, n_init=4),
 ).resolved()
@@ -120,7 +119,7 @@ def test_padding_may_hold_anything(results, whole):
 
 def test_padding_that_is_infinitely_unlikely(results):
     # With ε = 0 a zero pixel has density 0: unmasked, or multiplied by its mask, it would show.
-    config = dataclasses.replace(CONFIG, eps=0.0)
+    config = tiny.change(CONFIG, likelihood__eps=0.0)
     values = results("single", 4, config=config)
     assert all(np.isfinite(value) for value in values.values())
 
@@ -146,7 +145,7 @@ def test_devices_change_nothing(results, mode):
 
 def test_an_optimal_scale_is_that_of_all_images(results, state, pixels):
     """ln b is the mean absolute deviation of all images together, whatever the batches."""
-    config = dataclasses.replace(CONFIG, scale="optimal", min_log_scale=None)
+    config = tiny.change(CONFIG, likelihood__scale="optimal", likelihood__min_log_scale=None)
     fresh = state.replace(
         ema_params=jax.tree.map(lambda p: p * 3, create_state(config, jax.random.key(0)).params)
     )
@@ -185,7 +184,7 @@ def test_against_the_model_taken_apart(pixels, state, whole):
 
     @jax.jit
     def parts(pixels):
-        x = pixel_maps.map_pixels(pixels, CONFIG.eps)  # the map has tests of its own
+        x = pixel_maps.map_pixels(pixels, CONFIG.likelihood.eps)  # the map has tests of its own
         logits = model.apply(params, x, method="encode")
         tokens = jnp.argmax(logits, axis=-1)
         return logits, tokens, model.apply(params, tokens, method="decode_tokens")

@@ -6,26 +6,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from logit_laplace_jax.models.config import DVAEConfig
-from logit_laplace_jax.runs import metric_log
-from logit_laplace_jax.training import devices
-from logit_laplace_jax.training import loss_scaling as precision
-from logit_laplace_jax.training.config import OptimizerConfig, TrainConfig
+from logit_laplace_jax.training import devices, loss_scaling
+from logit_laplace_jax.training.config import OptimizerConfig
 from logit_laplace_jax.training.schedules import Schedule
 from logit_laplace_jax.training.state import create_state
 from logit_laplace_jax.training.step import train_step
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-CONFIG = TrainConfig(
+CONFIG = tiny.config(
     run_dir="",
-    data="photos",
+    data__source="photos",
     steps=10,
     batch_size=4,
     image_size=8,
     precision="float16",
-    min_log_scale=-5.0,
+    likelihood__min_log_scale=-5.0,
     temperature=Schedule(0.7, 0.7),
     learning_rate=Schedule(0.1, 0.1),
     optimizer=OptimizerConfig(eps=1.0, ema_decay=0.5, loss_scale=1024.0, loss_scale_growth=2),
@@ -84,7 +83,7 @@ def test_the_scale_changes_no_number_that_is_shown(fresh):
     # Powers of two: in float16 the scaled gradient has the same digits, unless it is subnormal.
     results = []
     for factor in (2.0**8, 2.0**12):
-        scale = precision.initial(factor)
+        scale = loss_scaling.initial(factor)
         results.append(update(fresh.replace(loss_scale=jax.device_get(scale))))
     (one, first), (other, second) = results
     for name in ("loss", "nll", "kl", "grad_norm"):
@@ -156,37 +155,10 @@ def _is_jaxpr(value):
 
 
 def test_the_factor_stays_within_its_bounds():
-    low = precision.initial(precision.SMALLEST)
-    assert precision.adjusted(low, jnp.array(False), 1).factor == precision.SMALLEST
-    high = precision.initial(precision.LARGEST)
-    assert precision.adjusted(high, jnp.array(True), 1).factor == precision.LARGEST
-
-
-class Log:
-    """A MetricLog with everything around it left out."""
-
-    def __init__(self, folder):
-        from logit_laplace_jax.runs.progress import Progress
-        from logit_laplace_jax.runs.records import Silence
-
-        class None_:
-            latest, folder = None, "nowhere"
-
-        progress = Progress(10, lambda line: None)
-        self.log = metric_log.MetricLog(CONFIG, Silence(), progress, None_(), 0)
-
-    def give(self, step, **values):
-        metrics = {"loss": 1.0, "nll": 1.0, "kl": 0.0, "grad_norm": 1.0, "skipped_steps": 0.0}
-        self.log.add(step, metrics | values, 0.0)
-        self.log.flush()
-
-
-def test_a_skipped_update_is_no_failure_until_the_scale_ends(tmp_path):
-    log = Log(tmp_path)
-    log.give(1, skipped=0.0, loss_scale=4.0)
-    log.give(2, skipped=1.0, loss_scale=2.0, grad_norm=np.inf, loss=np.nan)
-    with pytest.raises(metric_log.NonFiniteLoss, match="smallest loss scale, 1, at step 3"):
-        log.give(3, skipped=1.0, loss_scale=1.0, grad_norm=np.inf)
+    low = loss_scaling.initial(loss_scaling.SMALLEST)
+    assert loss_scaling.adjusted(low, jnp.array(False), 1).factor == loss_scaling.SMALLEST
+    high = loss_scaling.initial(loss_scaling.LARGEST)
+    assert loss_scaling.adjusted(high, jnp.array(True), 1).factor == loss_scaling.LARGEST
 
 
 @pytest.mark.parametrize("factor", [0.5, 3.0, 2.0**25])

@@ -245,8 +245,8 @@ def options(place, folder, steps=STEPS, every=2):
         "--eval-every=5",
         f"--checkpoint-every={every}",
         "--keep-checkpoints=1",  # nothing to fall back on but the best
-        "--eval-scale=1.0",
-        "--eval-images=6",
+        "--evaluation.resize=1.0",
+        "--evaluation.images=6",
         "--model.n-hid=4",
         "--model.n-init=4",
         "--model.vocab-size=8",

@@ -17,9 +17,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from logit_laplace_jax.runs.run_directory import RunError, read_config
 
 from logit_laplace_jax.runs import loop, processes, records
-from logit_laplace_jax.runs.run_directory import RunError, read_config
 from logit_laplace_jax.training import devices
 from logit_laplace_jax.training.state import create_state
 
@@ -64,8 +64,8 @@ def options(folder, layout):
         "--image-size=8",
         "--eval-every=16",
         "--checkpoint-every=4",
-        "--eval-scale=1.0",
-        "--eval-images=6",
+        "--evaluation.resize=1.0",
+        "--evaluation.images=6",
         "--model.n-init=4",
         *LAYOUTS[layout],
     ]
