@@ -1,6 +1,6 @@
 """Measures speed beside other libraries, all in one interleaved run: a table, JSON, a picture.
 
-python experiments/benchmark.py {loss,step,data,import,scaling} [--quick] [--options]
+python experiments/benchmark.py {loss,step} [--quick] [--options]
 """
 
 import dataclasses

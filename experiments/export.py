@@ -46,7 +46,7 @@ def main(args: list[str]) -> None:
         config=(tyro.conf.PositionalRequiredArgs,),
     )
     quiet()
-    from logit_laplace_jax.runs import checkpoints, loop
+    from logit_laplace_jax.runs import checkpoints, directory
     from logit_laplace_jax.weights import exchange, openai
 
     if options.openai and len(options.files) != 2:
@@ -61,7 +61,7 @@ def main(args: list[str]) -> None:
     with one_line_errors(ValueError, checkpoints.CheckpointError):
         if not options.openai:
             exchange.check_ending(options.files[0])
-        state = loop.load(options.run_dir, print, options.checkpoint)
+        state = directory.load(options.run_dir, options.checkpoint)
         if options.openai:
             openai.save(*options.files, state.config.model, state.ema_params)
         else:

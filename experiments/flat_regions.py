@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _cli import fail, one_line_errors, parse, quiet, run_script
+from _cli import fail, one_line_errors, parse, quiet, run_script, say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,8 @@ def main(args: list[str]) -> None:
 
     from logit_laplace_jax.data.errors import DataError
     from logit_laplace_jax.data.sources import open_source
-    from logit_laplace_jax.runs import checkpoints, compiled_programs, loop
+    from logit_laplace_jax.runs import compiled_programs, directory, errors, loop
+    from logit_laplace_jax.runs.streams import held_out
 
     compiled_programs.keep()
 
@@ -68,27 +69,29 @@ def main(args: list[str]) -> None:
                 Image.fromarray(framed(source[index])).save(pictures / split / f"{name}.png")
     rows, ends = {}, {}
     for name, floor in (("with floor", options.floor), ("without", None)):
-        with one_line_errors(ValueError, DataError, checkpoints.CheckpointError):
+        with one_line_errors(ValueError, DataError, errors.CheckpointError):
+            base = load("photos")
+            every = max(1, options.steps // 5)
             config = dataclasses.replace(
-                load("photos"),
+                base,
                 run_dir=str(options.out / name.replace(" ", "_")),
-                data=f"folder:{pictures}",
+                data=dataclasses.replace(base.data, source=f"folder:{pictures}"),
                 steps=options.steps,
                 seed=options.seed,
-                eval_every=max(1, options.steps // 5),
-                checkpoint_every=0,
-                min_log_scale=floor,
+                evaluation=dataclasses.replace(base.evaluation, every=every),
+                checkpoint_every=every,  # without a floor the loss may end the run
+                likelihood=dataclasses.replace(base.likelihood, min_log_scale=floor),
             )
-            print(f"--- {name}", flush=True)
-            run = loop.Run(config)
-        try:
-            run.train()
-        except loop.NonFiniteLoss as error:
-            print(error)
-        rows[name] = history(run.folder)
-        ends[name] = by_region(run.state, run.held_out)
-    print(table(rows))
-    print(regions(ends))
+            say(f"--- {name}")
+            try:
+                loop.train(config, say=say)
+            except errors.NonFiniteLoss as error:
+                say(str(error))
+            state = directory.load(config.run_dir)
+        rows[name] = history(Path(config.run_dir))
+        ends[name] = by_region(state, held_out(config))
+    say(table(rows))
+    say(regions(ends))
 
 
 def history(folder: Path) -> dict[str, list[dict[str, float]]]:

@@ -19,16 +19,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from logit_laplace_jax.native import library
 
 import logit_laplace_jax as ll
 from _bench import peers, rounds, stats
+from _bench.entry import Entry
 from _bench.report import DIFFERS, FAILED, SKIPPED, Report, Row, Section
 
 Loss = Callable[..., Array]
 
 OURS = "ours"
-ELEMENTWISE = "ours, elementwise"
 TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2}
 """Of gradients, relative to |ours| + 1: rounding of logit x (4e-7) over the smallest b of the
 inputs (0.02) stays below the first, rounding of results to bfloat16 (4e-3) below the second. Of
@@ -81,7 +80,7 @@ def _pixel_formula(pixels: Array, loc: Array, log_scale: Array) -> Array:
 
 
 def _mapped(pixels: Array, loc: Array, log_scale: Array) -> Array:
-    return ll.logit_laplace_mean_loss(ll.map_pixels(pixels), loc, log_scale)
+    return ll.logit_laplace_loss(ll.map_pixels(pixels), loc, log_scale)
 
 
 def _wide(x: Array, loc: Array, log_scale: Array) -> Array:
@@ -148,24 +147,6 @@ def copy(x: Array, loc: Array, log_scale: Array) -> Any:
     return jnp.zeros(()), (-loc,)
 
 
-class Entry:
-    """A contestant that can also show its results: ``(value, gradients)`` as NumPy arrays."""
-
-    def __init__(
-        self,
-        name: str,
-        nbytes: float,
-        call: rounds.Call,
-        results: Callable[[], Any],
-        units: int = 1,
-    ):
-        self.name = name
-        self.nbytes = nbytes
-        self.call = call
-        self.results = results
-        self.units = units
-
-
 def timed(work: Callable[[], Any], wait_each: bool) -> rounds.Call:
     """Times ``work``, which dispatches and returns arrays, up to the arrival of the results.
 
@@ -199,7 +180,6 @@ def kept(
     name: str, function: Callable[..., Any], arrays: Sequence[Array], nbytes: float, inner: int
 ) -> Entry:
     """``inner`` evaluations inside one jitted step that writes into donated arrays."""
-    foreign = library.TARGET in jax.jit(function).lower(*arrays).as_text()
     shapes = jax.eval_shape(function, *arrays)[1]
 
     def step(out: Any, shift: Array, *args: Array) -> Any:
@@ -208,12 +188,8 @@ def kept(
             # A zero that the compiler does not know to be one, and that hangs on the evaluation
             # before: else one evaluation would serve for all. Added to every argument, or what
             # hangs on the others alone (two of three logarithms) would be computed once. XLA makes
-            # the sum part of the loops that follow; a foreign function would need arrays of sums,
-            # and a barrier says the same of it.
-            if foreign:
-                operands, shift = jax.lax.optimization_barrier((args, shift))
-            else:
-                operands = tuple(a + shift.astype(a.dtype) for a in args)
+            # the sum part of the loops that follow.
+            operands = tuple(a + shift.astype(a.dtype) for a in args)
             value, results = function(*operands)
             return results, shift * (value + results[0].ravel()[0].astype(jnp.float32))
 
@@ -392,8 +368,7 @@ def _float_section(inputs: Inputs, options: argparse.Namespace, keep: bool) -> S
     nbytes = 5 * inputs.x.nbytes
     make: Any = functools.partial(kept, inner=options.inner) if keep else fresh
     makers: dict[str, Callable[[], Entry]] = {
-        OURS: lambda: make(OURS, gradients(ll.logit_laplace_mean_loss), arrays, nbytes),
-        ELEMENTWISE: lambda: make(ELEMENTWISE, gradients(ll.logit_laplace_loss), arrays, nbytes),
+        OURS: lambda: make(OURS, gradients(ll.logit_laplace_loss), arrays, nbytes),
     }
     for name, load in JAX_PEERS.items():
         makers[name] = functools.partial(
@@ -424,18 +399,9 @@ def _float_section(inputs: Inputs, options: argparse.Namespace, keep: bool) -> S
         yardstick=_yardstick(),
         unchecked=("stream", "copy"),
         notes=[
-            f"ours is logit_laplace_mean_loss, {_how()}; elementwise is logit_laplace_loss(...)"
-            ".mean().",
             _BYTES,
         ],
     )
-
-
-def _how() -> str:
-    """Who computes the mean loss here."""
-    example = jnp.full(1, 0.5)
-    text = jax.jit(ll.logit_laplace_mean_loss).lower(example, example, example).as_text()
-    return "by its C function" if library.TARGET in text else "by XLA"
 
 
 def _pixel_section(inputs: Inputs, options: argparse.Namespace) -> Section:
@@ -443,9 +409,8 @@ def _pixel_section(inputs: Inputs, options: argparse.Namespace) -> Section:
     nbytes = inputs.pixels.nbytes + 4 * inputs.x.nbytes
     make: Any = functools.partial(kept, inner=options.inner)
     losses: dict[str, Loss] = {
-        OURS: ll.logit_laplace_pixel_mean_loss,
-        ELEMENTWISE: ll.logit_laplace_pixel_loss,
-        "ours, map_pixels and mean loss": _mapped,
+        OURS: ll.logit_laplace_pixel_loss,
+        "ours, map_pixels and loss": _mapped,
         "jnp and autodiff": _pixel_formula,
     }
     makers: dict[str, Callable[[], Entry]] = {
@@ -460,7 +425,7 @@ def _pixel_section(inputs: Inputs, options: argparse.Namespace) -> Section:
         options,
         yardstick=_yardstick(),
         unchecked=("stream", "copy"),
-        notes=["ours is logit_laplace_pixel_mean_loss, elementwise logit_laplace_pixel_loss."],
+        notes=["ours is logit_laplace_pixel_loss."],
     )
 
 
@@ -469,8 +434,7 @@ def _half_section(inputs: Inputs, options: argparse.Namespace) -> Section:
     arrays = (x, *(a.astype(jnp.bfloat16) for a in parameters))
     nbytes = x.nbytes + 4 * arrays[1].nbytes
     losses: dict[str, Loss] = {
-        OURS: ll.logit_laplace_mean_loss,
-        ELEMENTWISE: ll.logit_laplace_loss,
+        OURS: ll.logit_laplace_loss,
         "jnp and autodiff": _wide,
     }
     make: Any = functools.partial(kept, inner=options.inner)
@@ -507,7 +471,6 @@ def _small_section(side: int, options: argparse.Namespace) -> Section:
         "ours, from pixels": lambda: plain(
             "ours, from pixels", ll.logit_laplace_pixel_loss, pixels, *arrays[1:]
         ),
-        "ours, the mean": lambda: plain("ours, the mean", ll.logit_laplace_mean_loss, *arrays),
         "jnp, jitted": lambda: plain("jnp, jitted", jax.jit(jnp_loss), *arrays),
         "one addition, jitted": lambda: plain(
             "one addition, jitted", jax.jit(jnp.add), *arrays[:2]

@@ -8,19 +8,6 @@ from _cli import fail
 
 from _bench import SUITES
 
-PRESETS = ("photos", "smoke", "cifar10", "imagenet64", "dalle")
-
-ACCELERATORS: dict[str, tuple[float, float]] = {
-    "v100": (125.0, 12.5),
-    "a100": (312.0, 25.0),
-    "h100": (989.0, 50.0),
-    "h200": (989.0, 50.0),
-    "tpu-v4": (275.0, 300.0),
-    "tpu-v5p": (459.0, 600.0),
-}
-"""Peak TFLOP/s in 16 bits (dense), and GB/s that one device can send to others, by data sheets: of
-GPUs through one network adapter each (100, 200, 400 Gbit/s), of TPUs through all of a chip's."""
-
 
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
@@ -46,14 +33,6 @@ def above_zero(text: str) -> float:
     value = float(text)
     if not 0.0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
-    return value
-
-
-def share(text: str) -> float:
-    """A number in (0, 1]."""
-    value = float(text)
-    if not 0.0 < value <= 1.0:
-        raise argparse.ArgumentTypeError(f"must lie in (0, 1], got {text}")
     return value
 
 
@@ -92,7 +71,7 @@ def parse(args: list[str]) -> argparse.Namespace:
     return options
 
 
-_ROUNDS = {"loss": (40, 7), "step": (15, 3), "data": (9, 3), "import": (21, 5), "scaling": (21, 5)}
+_ROUNDS = {"loss": (40, 7), "step": (15, 3)}
 """Rounds by default, full and with --quick."""
 
 
@@ -188,97 +167,4 @@ def _step(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--data", default="photos", metavar="SOURCE", help="photos, folder:PATH or tfds:NAME"
-    )
-    parser.add_argument("--data-dir", metavar="DIR", help="where TFDS keeps its data sets")
-    parser.add_argument(
-        "--threads",
-        type=int,
-        nargs="+",
-        metavar="N",
-        help="decoding threads, 0 for none; None: 0, 1, 2, 4 up to twice the cores",
-    )
-    parser.add_argument(
-        "--preset",
-        choices=PRESETS,
-        default="photos",
-        help="whose crops and batch, and whose step the crops are for",
-    )
-    parser.add_argument(
-        "--batches", type=positive, metavar="N", help="batches a sample; None: 64, with --quick 16"
-    )
-    parser.add_argument(
-        "--no-step", action="store_true", help="leave out the step that consumes the crops"
-    )
-
-
-def _import(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--presets",
-        nargs="*",
-        choices=PRESETS,
-        metavar="PRESET",
-        help="whose first step is timed; None: smoke and photos, with --quick smoke; empty: none",
-    )
-    parser.add_argument(
-        "--starts",
-        type=positive,
-        metavar="N",
-        help="fresh processes a preset; None: 5, with --quick 1",
-    )
-
-
-def _scaling(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--devices",
-        type=positive,
-        nargs="+",
-        default=[1, 2, 4, 8],
-        metavar="N",
-        help="numbers of simulated CPU devices",
-    )
-    parser.add_argument(
-        "--batch", type=positive, default=16, metavar="N", help="images a step, over all devices"
-    )
-    parser.add_argument(
-        "--preset", choices=PRESETS, default="smoke", help="whose step runs on simulated devices"
-    )
-    parser.add_argument(
-        "--roofline-preset",
-        choices=PRESETS,
-        help="whose step the roofline is for; None: dalle, with --quick cifar10",
-    )
-    parser.add_argument(
-        "--images-per-device",
-        type=positive,
-        default=8,
-        metavar="N",
-        help="images of a step on each accelerator (the paper: 8)",
-    )
-    parser.add_argument(
-        "--accelerator",
-        choices=tuple(ACCELERATORS),
-        default="a100",
-        help="whose data sheet the next two default to",
-    )
-    parser.add_argument(
-        "--peak-tflops", type=above_zero, metavar="TFLOP/S", help="peak of one accelerator"
-    )
-    parser.add_argument(
-        "--link-gbytes", type=above_zero, metavar="GB/S", help="what one accelerator can send"
-    )
-    parser.add_argument(
-        "--utilisation", type=share, default=0.4, metavar="SHARE", help="of the peak, assumed"
-    )
-    parser.add_argument(
-        "--hop-microseconds",
-        type=above_zero,
-        default=5.0,
-        metavar="µS",
-        help="latency of one exchange between neighbours, assumed",
-    )
-
-
-_OWN = {"loss": _loss, "step": _step, "data": _data, "import": _import, "scaling": _scaling}
+_OWN = {"loss": _loss, "step": _step}

@@ -21,7 +21,6 @@ def configuration(arguments: dict[str, Any]) -> TrainConfig:
     """The paper's recipe at the section's sizes, with constant schedules."""
     return TrainConfig(
         run_dir="",
-        data="photos",
         steps=1,
         batch_size=arguments["batch"],
         image_size=arguments["side"],

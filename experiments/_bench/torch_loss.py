@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from _bench import machine, rounds
+from _bench.entry import Entry
 
 
 def device(accelerator: bool) -> torch.device:
@@ -60,8 +61,6 @@ def entry(variant: str, inputs: Any, nbytes: float, keep: bool, accelerator: boo
 
     With ``keep``, compiled, and written into the same arrays each time.
     """
-    from _bench.loss import Entry
-
     where = device(accelerator)
     x, loc, log_scale = (
         torch.from_numpy(a).to(where) for a in (inputs.x, inputs.loc, inputs.log_scale)
@@ -110,8 +109,6 @@ def entry(variant: str, inputs: Any, nbytes: float, keep: bool, accelerator: boo
 
 def small(inputs: Any, accelerator: bool) -> Any:
     """The loss alone of a few values, waited for at every call."""
-    from _bench.loss import Entry
-
     where = device(accelerator)
     arrays = [torch.from_numpy(a).to(where) for a in (inputs.x, inputs.loc, inputs.log_scale)]
     work = functools.partial(loss, *arrays)

@@ -285,7 +285,7 @@ def _full(text: str) -> bool:
 
 
 def _reason(error: BaseException | None) -> str:
-    """The first line of an error; with a full disk anywhere in its causes, the line that says so."""
+    """The first line of an error, or the one that tells of a full disk among its causes."""
     lines: list[str] = []
     while error is not None:
         lines += str(error).strip().splitlines() or [repr(error)]

@@ -180,7 +180,7 @@ def train(
                 return "there is no checkpoint yet"
             return f"the last checkpoint is of step {checkpoints.latest} in {checkpoints.folder}"
 
-        log = MetricLog(config, writer, step, main, last_checkpoint)
+        log = MetricLog(config, writer, step, say if main else None, last_checkpoint)
         stack.callback(log.close)
         shown = _spread(stack_crops(held_out(config, source))) if main else np.zeros(0)
 

@@ -1,6 +1,7 @@
 """The metrics of a run: taken from the devices a little late, checked, written and shown."""
 
 import collections
+import io
 import json
 import math
 import os
@@ -24,6 +25,7 @@ _IN_FLIGHT = 2
 """Updates that may wait on the devices. More would not help, and results would come late."""
 
 _FLUSH_SECONDS = 1.0
+_SAY_SECONDS = 15.0
 
 Row = dict[str, float]
 
@@ -115,7 +117,8 @@ class MetricLog:
       config: the run's.
       writer: where the metrics go.
       step: updates done before.
-      show: show progress.
+      say: prints one line, for progress where there is no terminal to draw a bar on; None: no
+        progress at all.
       last_checkpoint: says where the last checkpoint is, for the message of a loss that is not
         finite.
     """
@@ -125,7 +128,7 @@ class MetricLog:
         config: TrainConfig,
         writer: Writer | Silence,
         step: int,
-        show: bool,
+        say: Callable[[str], None] | None,
         last_checkpoint: Callable[[], str],
     ):
         self._config = config
@@ -138,14 +141,16 @@ class MetricLog:
         self._clock = time.perf_counter()
         self.training_seconds = 0.0
         self.waiting_seconds = 0.0
+        terminal = say is not None and sys.stderr.isatty()
+        self._say = None if terminal else say
+        self._said = time.perf_counter()
         self._bar: tqdm[Any] = tqdm(
             total=config.steps,
             initial=step,
             desc="training",
             unit="update",
             dynamic_ncols=True,
-            disable=not show,
-            mininterval=0.5 if sys.stderr.isatty() else 15.0,
+            file=sys.stderr if terminal else io.StringIO(),
         )
 
     def add(self, step: int, metrics: dict[str, jax.Array], waited: float) -> Row | None:
@@ -220,6 +225,9 @@ class MetricLog:
         text = {name: f"{row[name]:.4g}" for name in names if name in row}
         self._bar.set_postfix(images_per_s=f"{rate:.0f}", **text, refresh=False)
         self._bar.update(len(self._fetched))
+        if self._say is not None and now - self._said > _SAY_SECONDS:
+            self._say(str(self._bar))
+            self._said = now
         self._fetched.clear()
 
     def diagnosis(self, step: int, finding: str) -> str:

@@ -86,7 +86,7 @@ def test_doctests(bench):
     """The package lies outside the folders that pytest searches for doctests."""
     import doctest
 
-    for name in ("stats", "report", "options", "step", "loss", "scaling"):
+    for name in ("stats", "report", "options", "step", "loss"):
         failures, tests = doctest.testmod(bench(name))
         assert tests > 0
         assert failures == 0
@@ -263,19 +263,7 @@ def check_row(row):
     assert row["seconds"]["least"] <= row["seconds"]["q1"] <= row["seconds"]["median"]
 
 
-def test_import_end_to_end_and_markdown(run, bench, monkeypatch):
-    imports = bench("imports")
-    modules = {"ours": "logit_laplace_jax", "jax": "jax", "nobody": "no_such_package"}
-    monkeypatch.setattr(imports, "_MODULES", modules)
-    status, out, err = run("import", "--quick", "--rounds=1", "--presets", "--markdown")
-    assert (status, err) == (0, "")
-    rows = [line for line in out.splitlines() if line.startswith("| ")]
-    assert [row.split("|")[1].strip() for row in rows] == ["", "---", "ours", "jax", "nobody"]
-    assert len({row.count("|") for row in rows}) == 1
-    assert "skipped: ModuleNotFoundError: No module named 'no_such_package'" in rows[-1]
-
-
-@pytest.mark.parametrize("suite", ["loss", "step", "data", "import", "scaling"])
+@pytest.mark.parametrize("suite", ["loss", "step"])
 def test_help_explains_every_option(run, suite):
     status, out, _ = run(suite, "--help")
     assert status == 0
@@ -298,10 +286,6 @@ def test_help_explains_every_option(run, suite):
         (["step", "--sizes=32"], "SIDE:BATCH"),
         (["step", "--sizes=30:2"], "multiples of 8"),
         (["step", "--n-hid=32"], "--n-hid"),
-        (["scaling", "--devices", "1", "3"], "--batch"),
-        (["scaling", "--utilisation=2"], "--utilisation"),
-        (["data", "--threads", "1", "1"], "--threads"),
-        (["data", "--data=folder:no/such/folder"], "no/such/folder"),
     ],
 )
 def test_wrong_requests_are_one_line(run, args, word):
@@ -350,20 +334,6 @@ def test_peak_memory_grows_with_what_is_held(bench):
     # Pages that were resident already may be used again, but not half of them in one block.
     assert after >= before
     assert memory.peak_bytes() >= block.nbytes
-
-
-def test_the_roofline_counts_bytes_and_hops(bench):
-    assumed = {
-        "peak_tflops": 100.0,
-        "utilisation": 0.5,
-        "link_gbytes": 10.0,
-        "hop_microseconds": 5.0,
-    }
-    compute, reduce = bench("scaling").roofline(1e12, 1e9, 8, assumed)
-    assert compute == pytest.approx(0.02)
-    assert reduce == pytest.approx(2 * 7 / 8 * 0.1 + 14 * 5e-6)
-    _, reduce = bench("scaling").roofline(1e12, 1e9, 1024, assumed)
-    assert reduce == pytest.approx(2 * 1023 / 1024 * 0.1 + 20 * 5e-6)
 
 
 def test_first_steps_that_disagree_are_marked(bench):

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import tiny
 
-from logit_laplace_jax.runs import loop, records
+from logit_laplace_jax.runs import loop, metrics
 from logit_laplace_jax.runs.checkpoints import Checkpoints
+from logit_laplace_jax.training.config import OptimizerConfig
+from logit_laplace_jax.training.schedules import Schedule
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -28,44 +30,30 @@ def snapshot(folder):
     }
 
 
-def config_of(run_dir, data, **changes):
-    from logit_laplace_jax.models.config import DVAEConfig
-    from logit_laplace_jax.training.config import OptimizerConfig
-    from logit_laplace_jax.training.schedules import Schedule
-
-    options = {
-        "run_dir": str(run_dir),
-        "data": data,
-        "steps": 8,
-        "batch_size": 4,
-        "image_size": 8,
-        "parallel": "single",
-        "evaluation__every": 2,
-        "checkpoint_every": 1,
-        "keep_checkpoints": 2,
-        "min_log_scale": -5.0,
-        "evaluation__images": 2,
+def config_of(run_dir, folder):
+    return tiny.run_config(
+        folder,
+        run_dir=str(run_dir),
+        steps=8,
+        evaluation__every=2,
+        evaluation__images=2,
+        evaluation__resize=None,
+        data__min_crop=1.0,
+        checkpoint_every=1,
         # Small steps first, then ruinous ones: the best is not the latest.
-        "learning_rate": Schedule(1e-3, 0.5, 6),
-        "beta": Schedule(0.1, 0.1, 1),
-        "temperature": Schedule(1.0, 1.0, 1),
-        "optimizer": OptimizerConfig(ema_decay=0.0),
-        "model": DVAEConfig(group_count=2, n_hid=4, n_blk_per_group=1, vocab_size=8, n_init=4),
-    }
-    return tiny.config(**{**options, **changes})
+        learning_rate=Schedule(1e-3, 0.5, 6),
+        beta=Schedule(0.1, 0.1, 1),
+        temperature=Schedule(1.0, 1.0, 1),
+        optimizer=OptimizerConfig(ema_decay=0.0),
+    )
 
 
 @pytest.fixture(scope="module")
-def data(photographs):
-    return f"folder:{photographs}"
-
-
-@pytest.fixture(scope="module")
-def trained(data, tmp_path_factory):
+def trained(photographs, tmp_path_factory):
     """A run whose best checkpoint is not its latest; its folder, and its best step."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    loop.Run(config_of(folder, data), lambda line: None).train()
-    rows = records.read(folder / "metrics.jsonl")
+    loop.train(config_of(folder, photographs), say=lambda line: None)
+    rows = metrics.read(folder / "metrics.jsonl")
     measured = {r["step"]: r["bpd_hard"] for r in rows if r["split"] == "validation"}
     best = min(measured, key=lambda step: (measured[step], step))
     assert best < 7  # or the cases below would be the same

@@ -60,9 +60,9 @@ def assert_same(got, expected):
     "options",
     [
         {},
-        {"eps": 0.05, "min_log_scale": -5.0},
-        {"likelihood": "laplace", "scale": "shared"},
-        {"likelihood": "categorical"},
+        {"likelihood__eps": 0.05, "likelihood__min_log_scale": -5.0},
+        {"likelihood__name": "laplace", "likelihood__scale": "shared"},
+        {"likelihood__name": "categorical"},
     ],
 )
 def test_one_file_holds_the_average_and_says_what_it_is(ending, options, here, tmp_path):
@@ -77,7 +77,7 @@ def test_one_file_holds_the_average_and_says_what_it_is(ending, options, here, t
     assert_same(weights.params, state.ema_params)
     metadata = weights.metadata
     assert metadata["step"] == 3
-    assert metadata["eps"] == state.config.eps
+    assert metadata["eps"] == state.config.likelihood.eps
     # Its own folder's name, not where that folder stands.
     assert metadata["data"] == "folder:pictures"
     assert metadata["package"].startswith("logit_laplace_jax ")

@@ -46,7 +46,7 @@ def test_a_preset_builds(configs, name):
 def test_what_runs_without_a_network(configs):
     # The default and the test preset read the embedded photographs.
     for name in ("photos", "smoke"):
-        assert configs.load(name).data == "photos"
+        assert configs.load(name).data.source == "photos"
 
 
 def test_dalle_is_the_recipe_number_by_number(configs):
@@ -55,7 +55,7 @@ def test_dalle_is_the_recipe_number_by_number(configs):
     assert config.steps == 3_000_000
     assert config.batch_size == 512
     assert config.image_size == 256
-    assert config.likelihood == "logit_laplace"
+    assert config.likelihood.name == "logit_laplace"
     schedules = {
         "beta": (0.0, 6.6, 5_000, "cosine"),
         "temperature": (1.0, 1 / 16, 150_000, "cosine"),
@@ -73,10 +73,15 @@ def test_dalle_is_the_recipe_number_by_number(configs):
         "loss_scale_growth": 2_000,
     }
     # Appendix A.3: ε of the pixel map, no floor of ln b; listing 1: the square of the short side.
-    assert config.eps == 0.1
-    assert config.min_log_scale is None
-    assert (config.objective, config.scale, config.dequantize) == ("density", "per_pixel", False)
-    assert config.min_crop == 1.0
+    assert config.likelihood.eps == 0.1
+    assert config.likelihood.min_log_scale is None
+    likelihood = config.likelihood
+    assert (likelihood.objective, likelihood.scale, likelihood.dequantize) == (
+        "density",
+        "per_pixel",
+        False,
+    )
+    assert config.data.min_crop == 1.0
     # openai/DALL-E encoder.py and decoder.py.
     assert config.init == "openai"
     model = dataclasses.asdict(config.model)
@@ -101,7 +106,7 @@ def test_dalle_is_the_recipe_number_by_number(configs):
 
 def test_the_defaults_are_the_papers_too(configs):
     # The class says that its defaults are the paper's: what the preset spells out must equal them.
-    default = tiny.config(run_dir="runs/dalle", data__source="tfds:imagenet2012")
+    default = tiny.change(TrainConfig(run_dir="runs/dalle"), data__source="tfds:imagenet2012")
     # The class's float32 runs everywhere; how often metrics are written is no part of the recipe.
     expected = dataclasses.replace(default, precision="float16", log_every=50)
     assert configs.load("dalle") == expected

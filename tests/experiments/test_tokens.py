@@ -50,11 +50,10 @@ def lively(params):
 
 def write_run(folder, seed, **options):
     """A run directory as training leaves it, without the training."""
-    options = {"likelihood": "laplace", "eps": 0.05, **options}
+    options = {"likelihood__name": "laplace", "likelihood__eps": 0.05, **options}
     config = tiny.config(
-        run_dir=str(folder), data__source="photos", steps=1, batch_size=4, image_size=8, model=CONFIG,
-        **options,
-    ).resolved()  # fmt: skip
+        run_dir=str(folder), steps=1, batch_size=4, model=CONFIG, **options
+    ).resolved()
     state = create_state(config, jax.random.key(seed))
     # Evaluation, and so tokens, take the averaged parameters.
     state = state.replace(ema_params=lively(state.params))

@@ -70,7 +70,7 @@ def test_what_a_killed_run_left_is_written_once(tmp_path, last):
 def test_a_skipped_update_is_no_failure_until_the_loss_scale_ends(tmp_path):
     rows = []
     writer = types.SimpleNamespace(write=lambda *row: rows.append(row), flush=lambda: None)
-    log = metrics.MetricLog(tiny.config(), writer, 0, False, lambda: "no checkpoint")
+    log = metrics.MetricLog(tiny.config(), writer, 0, None, lambda: "no checkpoint")
 
     def give(step, **values):
         usual = {"loss": 1.0, "nll": 1.0, "kl": 0.0, "grad_norm": 1.0, "skipped_steps": 0.0}

@@ -14,9 +14,10 @@ import pytest
 import tiny
 
 from logit_laplace_jax.models.config import DVAEConfig
-from logit_laplace_jax.runs import loop, preflight, records
+from logit_laplace_jax.runs import loop, preflight
+from logit_laplace_jax.runs.errors import RunError
+from logit_laplace_jax.runs.launch import Launch
 from logit_laplace_jax.training import devices
-from logit_laplace_jax.training.config import Launch
 from logit_laplace_jax.training.schedules import Schedule
 from logit_laplace_jax.training.step import elbo_loss, train_step
 
@@ -24,8 +25,6 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "experiments"
-STEPS = 3
-TIMING = {"images_per_second", "data_wait_share"}
 
 # Wide enough that convolutions are nearly all of the arithmetic, and fsdp has something to spread.
 WIDE = tiny.config(
@@ -198,150 +197,42 @@ def test_recomputing_keeps_less_for_the_backward_pass():
     assert kept[True] - parameters < 0.6 * (kept[False] - parameters)
 
 
-# --- Communication ---------------------------------------------------------------------------
-
-
-def test_communication(needs):
-    assert needs["single"][0].communicated_bytes == 0
-    # One mean of all gradients and of some scalars: the loss and its parts.
-    gradients = 4 * needs["pmap"][0].parameters
-    assert needs["pmap"][0].communicated_bytes - gradients in range(4, 65)
-    assert gradients <= needs["mesh"][0].communicated_bytes <= 1.1 * gradients + 64
-    # Spread: parameters are gathered for the forward or also for the backward pass, and the
-    # gradients summed.
-    assert 1.5 * gradients < needs["mesh+fsdp"][0].communicated_bytes < 6 * gradients
-
-
-PROGRAMS = {
-    # 8 x 4 numbers of 4 bytes.
-    "%r = f32[8,4]{1,0} all-reduce(f32[8,4]{1,0} %x), replica_groups={}, to_apply=%add": 128,
-    "ROOT %r = bf16[8,4]{1,0} all-reduce(bf16[8,4]{1,0} %x), to_apply=%add": 64,
-    "%r = f32[] all-reduce(f32[] %x), to_apply=%add": 4,
-    "%r = (f32[3]{0}, f32[2,2]{1,0}) all-reduce(f32[3]{0} %x, f32[2,2]{1,0} %y)": 28,
-    "%r = f32[32]{0} all-gather(f32[8]{0} %x), dimensions={0}": 128,
-    "%r = f32[8]{0} reduce-scatter(f32[32]{0} %x), dimensions={0}, to_apply=%add": 32,
-    "%r = (s8[4]{0}, s8[4]{0}) all-to-all(s8[4]{0} %x, s8[4]{0} %y)": 8,
-    "%r = u32[5]{0} collective-permute(u32[5]{0} %x), source_target_pairs={{0,1}}": 20,
-    # Layouts as accelerators have them.
-    "%r = bf16[8,128]{1,0:T(8,128)(2,1)S(1)} all-gather(bf16[2,128]{1,0:T(8,128)} %x)": 2048,
-    # Asynchronous forms: all-reduce gives results alone, the others operands before them; the end
-    # of each adds nothing.
-    "%s = f32[8,4]{1,0} all-reduce-start(f32[8,4]{1,0} %x), to_apply=%add": 128,
-    "%s = (f32[3]{0}, f32[4]{0}) all-reduce-start(f32[3]{0} %x, f32[4]{0} %y)": 28,
-    "%s = (f32[8]{0}, f32[32]{0}) all-gather-start(f32[8]{0} %x), dimensions={0}": 128,
-    "%s = ((f32[8]{0}, f32[2]{0}), (f32[32]{0}, f32[8]{0})) all-gather-start(f32[8]{0} %x)": 160,
-    "%s = (f32[5]{0}, f32[5]{0}) collective-permute-start(f32[5]{0} %x)": 20,
-    "%s = (f32[5]{0}, f32[5]{0}, u32[], u32[]) collective-permute-start(f32[5]{0} %x)": 20,
-    "%s = ((f32[32]{0}), f32[8]{0}) reduce-scatter-start(f32[32]{0} %x)": 32,
-    "%d = f32[8,4]{1,0} all-reduce-done(f32[8,4]{1,0} %s)": 0,
-    "%d = f32[32]{0} all-gather-done((f32[8]{0}, f32[32]{0}) %s)": 0,
-    "%d = f32[5]{0} collective-permute-done((f32[5]{0}, f32[5]{0}, u32[], u32[]) %s)": 0,
-    # And what only looks like one.
-    "%all-reduce.1 = f32[8]{0} add(f32[8]{0} %x, f32[8]{0} %all-gather.2)": 0,
-    "%g = f32[8]{0} get-tuple-element((f32[8]{0}) %all-reduce), index=0": 0,
-}
-
-
-@pytest.mark.parametrize("line", PROGRAMS)
-def test_each_collective_is_counted(line):
-    assert preflight.communicated(f"  {line}") == PROGRAMS[line]
-
-
-def test_collectives_of_a_compiled_program():
-    # The text of the compiler that is installed, with known sizes.
-    mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("d",))
-    spec = jax.sharding.PartitionSpec
-
-    def counted(function, where, to):
-        mapped = jax.jit(jax.shard_map(function, mesh=mesh, in_specs=where, out_specs=to))
-        text = mapped.lower(jax.ShapeDtypeStruct((16, 6), np.float32)).compile().as_text()
-        return preflight.communicated(text)
-
-    spread, whole = spec("d"), spec()
-    # Each of four devices holds 4 x 6 numbers, 96 bytes, of the 384.
-    assert counted(lambda x: jax.lax.psum(x, "d"), spread, whole) == 96
-    assert counted(lambda x: jax.lax.psum(x.sum(), "d"), spread, whole) == 4
-    assert counted(lambda x: jax.lax.all_gather(x, "d"), spread, spread) == 384
-    assert counted(lambda x: jax.lax.psum_scatter(x, "d", tiled=True), spread, spread) == 24
-    turn = [(i, (i + 1) % 4) for i in range(4)]
-    assert counted(lambda x: jax.lax.ppermute(x, "d", turn), spread, spread) == 96
-    assert counted(lambda x: jax.lax.all_to_all(x, "d", 0, 1, tiled=True), spread, spread) == 96
-    assert counted(lambda x: 2 * x, spread, spread) == 0
-
-    def looped(x):  # three times round
-        return jax.lax.fori_loop(0, 3, lambda _, y: jax.lax.ppermute(y, "d", turn) * 2, x)
-
-    assert counted(looped, spread, spread) == 3 * 96
-
-
 # --- The report of a run ---------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def base(photographs):
-    return tiny.config(
-        run_dir="run",
-        data__source=f"folder:{photographs}",
-        steps=STEPS,
-        batch_size=4,
-        image_size=8,
-        evaluation__every=0,
-        checkpoint_every=0,
-        likelihood__min_log_scale=-5.0,
-        evaluation__images=2,
-        beta=Schedule(0.0, 0.5, 4),
-        temperature=Schedule(1.0, 0.5, STEPS),
-        learning_rate=Schedule(1e-2, 1e-3, STEPS),
-        model=DVAEConfig(group_count=2, n_hid=4, n_blk_per_group=1, vocab_size=8, n_init=4),
-    )
-
-
-@contextlib.contextmanager
-def counting_steps():
-    """Collects the names of the programs that are compiled and hold the step."""
-    compiled = []
-
-    def listen(event, duration, **about):
-        name = about.get("fun_name", "")
-        if event.endswith("backend_compile_duration") and "train_step" in name:
-            compiled.append(name)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield compiled
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
-
-
-def train(config, folder, launch):
-    said = []
-    folder.mkdir()
-    with contextlib.chdir(folder), counting_steps() as compiled:
-        run = loop.Run(config, said.append, launch)
-        before = list(Path().iterdir())
-        run.train()
-    rows = records.read(folder / "run" / "metrics.jsonl")
-    rows = [{k: v for k, v in row.items() if k not in TIMING} for row in rows]
-    return run, rows, said, compiled, before
-
-
 @pytest.mark.parametrize(("mode", "fsdp"), [("pmap", False), ("mesh", True)])
-def test_a_report_comes_first_and_changes_nothing(base, tmp_path, mode, fsdp):
-    config = dataclasses.replace(base, parallel=mode, fsdp=fsdp)
-    told = train(config, tmp_path / "told", Launch(memory_report=True))
-    plain = train(config, tmp_path / "plain", Launch())
-    jax.tree.map(np.testing.assert_array_equal, told[0].state, plain[0].state)
-    assert told[1] == plain[1]
-    assert told[4] == []  # nothing was written before it
-    # The program that was measured is the one that ran. What pmap compiles has no name of its own.
-    assert len(told[3]) == len(plain[3]) == (mode == "mesh")
-    assert isinstance(told[0]._step._function, jax.stages.Compiled)
-    assert not isinstance(plain[0]._step._function, jax.stages.Compiled)
-    text = "\n".join(told[2])
-    for words in ("needs     on each of", "working memory", "FLOP", "through each device's links"):
-        assert words in text
-        assert words not in "\n".join(plain[2])
-    assert text.index("needs ") < text.index("compiling the step") < text.index("trained")
+def test_a_report_comes_first_and_changes_nothing(photographs, tmp_path, mode, fsdp):
+    config = tiny.run_config(photographs, steps=2, parallel=mode, fsdp=fsdp, checkpoint_every=0)
+    states, told = [], []
+    for name, launch in (("told", Launch(memory_report=True)), ("plain", Launch())):
+        (tmp_path / name).mkdir()
+        with contextlib.chdir(tmp_path / name):
+            states.append(loop.train(config, launch=launch, say=told.append).state)
+    jax.tree.map(np.testing.assert_array_equal, *(state.params for state in states))
+    for words in ("needs     on each of", "working memory", "FLOP"):
+        assert sum(words in line for line in told) == 1
+    with pytest.raises(RunError, match="not for --debug"):
+        loop.train(
+            tiny.change(config, debug=True, run_dir=str(tmp_path / "debug")),
+            launch=Launch(memory_report=True),
+        )
+    assert not (tmp_path / "debug").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--simulate", "8"], "--simulate belongs to --dry-run"),
+        (["--dry-run", "--simulate", "0"], "simulate must be 1 or more"),
+        (["--dry-run", "--distributed"], "--dry-run is for one process"),
+        (["--dry-run", "--parallel", "pmap", "--batch-size", "6"], "batch size 6"),
+    ],
+)
+def test_what_does_not_go_with_a_dry_run(here, args, words):
+    status, _, err, left = here("smoke", *args)
+    assert (status, left) == (2, [])
+    assert len(err.splitlines()) == 1
+    assert words in err
 
 
 def test_a_run_that_cannot_fit_is_refused(here, photographs, monkeypatch):
@@ -356,13 +247,6 @@ def test_a_run_that_cannot_fit_is_refused(here, photographs, monkeypatch):
         assert words in err
     assert "needs     on each of 1 device" in out
     assert left == []
-
-
-def test_a_report_does_not_go_with_debug(base, tmp_path):
-    config = dataclasses.replace(base, debug=True, run_dir=str(tmp_path / "run"))
-    with pytest.raises(loop.RunError, match="not for --debug"):
-        loop.Run(config, lambda line: None, Launch(memory_report=True))
-    assert not list(tmp_path.iterdir())
 
 
 # --- Dry runs --------------------------------------------------------------------------------
@@ -399,22 +283,3 @@ def test_a_dry_run_for_devices_that_are_not_there(tmp_path):
     assert float(printed[1]) * 1024 == pytest.approx(share, abs=64 + 52)
     parameters = int(re.search(r"([\d,]+) parameters;", result.stdout)[1].replace(",", ""))
     assert share < 0.3 * 16 * parameters
-
-
-@pytest.mark.parametrize(
-    ("args", "words"),
-    [
-        (["--simulate", "8"], "--simulate belongs to --dry-run"),
-        (["--dry-run", "--simulate", "0"], "simulate must be 1 or more"),
-        (["--dry-run", "--distributed"], "--dry-run is for one process"),
-        (["--dry-run", "--parallel", "pmap", "--batch-size", "6"], "batch size 6"),
-    ],
-)
-def test_what_does_not_go_with_a_dry_run(here, monkeypatch, args, words):
-    # Without the process that watches over a distributed run: it would fork this one.
-    monkeypatch.setitem(sys.modules, "_supervisor", type(sys)("_supervisor"))
-    sys.modules["_supervisor"].supervise = lambda name: None
-    status, _, err, left = here("smoke", *args)
-    assert (status, left) == (2, [])
-    assert len(err.splitlines()) == 1
-    assert words in err

@@ -2,10 +2,7 @@
 
 import contextlib
 import dataclasses
-import importlib.util
 import shutil
-import signal
-import sys
 from pathlib import Path
 
 import jax
@@ -13,13 +10,11 @@ import numpy as np
 import pytest
 import tiny
 
-from logit_laplace_jax.models.config import DVAEConfig
-from logit_laplace_jax.runs import loop, records
-from logit_laplace_jax.runs.checkpoints import CheckpointError
+from logit_laplace_jax.runs import directory, loop, metrics
+from logit_laplace_jax.runs.errors import CheckpointError, RunError
+from logit_laplace_jax.runs.warm_start import started_from
 from logit_laplace_jax.tokens import Tokenizer
 from logit_laplace_jax.training import devices
-from logit_laplace_jax.training.config import OptimizerConfig
-from logit_laplace_jax.training.schedules import Schedule
 from logit_laplace_jax.training.state import create_state
 from logit_laplace_jax.training.step import train_step
 from logit_laplace_jax.weights import exchange, openai
@@ -27,57 +22,39 @@ from logit_laplace_jax.weights import exchange, openai
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 ROOT = Path(__file__).parents[2]
-DATA = ROOT / "tests" / "models" / "data"  # of a model with the sizes of MODEL below
-MODEL = DVAEConfig(group_count=2, n_hid=4, n_blk_per_group=1, vocab_size=8, n_init=4)
+DATA = ROOT / "tests" / "weights" / "data"  # of a model with the sizes of MODEL below
+MODEL = tiny.MODEL
 STEPS = 4
 TIMING = {"images_per_second", "data_wait_share"}
 
 
 @pytest.fixture(scope="module")
 def base(photographs):
-    return tiny.config(
-        run_dir="run",
-        data__source=f"folder:{photographs}",
-        steps=STEPS,
-        batch_size=4,
-        image_size=8,
-        parallel="single",
-        evaluation__every=2,
-        checkpoint_every=2,
-        likelihood__min_log_scale=-5.0,
-        evaluation__images=2,
-        beta=Schedule(0.0, 0.5, 4),
-        temperature=Schedule(1.0, 0.5, STEPS),
-        learning_rate=Schedule(1e-2, 1e-3, STEPS),
-        optimizer=OptimizerConfig(ema_decay=0.5, weight_decay=0.1),
-        model=MODEL,
-    )
+    return tiny.run_config(photographs, steps=STEPS, evaluation__every=2)
 
 
 def start(config, folder, **changes):
-    """A run that is made but not trained, and what it said."""
-    said = []
-    with contextlib.chdir(folder):
-        run = loop.Run(tiny.change(config, **changes), said.append)
-    return run, said
+    """A new state with the weights, and the names of what is anew."""
+    config = tiny.change(config, run_dir=str(folder), **changes)
+    state = create_state(config, directory.keys(config)[0])
+    return started_from(state, config.init_from)
 
 
 def train(config, folder, **changes):
     folder.mkdir(exist_ok=True)
+    said = []
     with contextlib.chdir(folder):
-        run, said = start(config, folder, **changes)
-        run.train()
+        run = loop.train(tiny.change(config, **changes), say=said.append)
     return run, said
 
 
 @pytest.fixture(scope="module")
 def source(base, tmp_path_factory):
-    """A finished run, and files of its weights."""
+    """A finished run, and a file of its weights."""
     folder = tmp_path_factory.mktemp("source")
     train(base, folder, seed=7)
-    state = loop.load(folder / "run")
-    for ending in exchange.ENDINGS:
-        exchange.save(folder / f"model{ending}", MODEL, jax.device_get(state.ema_params))
+    state = directory.load(folder / "run")
+    exchange.save(folder / "model.safetensors", MODEL, jax.device_get(state.ema_params))
     return folder, state
 
 
@@ -93,9 +70,7 @@ def names_of(tree):
 # --- Where weights come from -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "kind", ["run", "model.safetensors", "model.pt", "published", "state_dicts", "halves"]
-)
+@pytest.mark.parametrize("kind", ["run", "model.safetensors", "published", "state_dicts", "halves"])
 def test_weights_are_the_sources_before_the_first_step(base, source, tmp_path, kind):
     folder, state = source
     want = state.ema_params
@@ -108,22 +83,18 @@ def test_weights_are_the_sources_before_the_first_step(base, source, tmp_path, k
         name, want = ",".join(map(str, paths)), openai.load(*paths)[1]
     else:
         name = str(folder / kind)
-    run, said = start(base, tmp_path, init_from=name)
-    assert_same_bits(run.state.params, want)
-    assert_same_bits(run.state.ema_params, want)
+    state, fresh = start(base, tmp_path, init_from=name)
+    assert_same_bits(state.params, want)
+    assert_same_bits(state.ema_params, want)
+    assert fresh == []
     # The rest is that of a new run.
-    fresh = create_state(base, jax.random.key(0))
-    assert_same_bits((run.state.step, run.state.opt_state), (fresh.step, fresh.opt_state))
-    assert not np.array_equal(
-        fresh.params["encoder"]["input"]["kernel"], run.state.params["encoder"]["input"]["kernel"]
-    )
+    new = create_state(base, jax.random.key(0))
+    assert_same_bits((state.step, state.opt_state), (new.step, new.opt_state))
+    kernels = [tree["encoder"]["input"]["kernel"] for tree in (new.params, state.params)]
+    assert not np.array_equal(*kernels)
     # No buffer twice: the step donates them all.
-    buffers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(run.state)]
+    buffers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)]
     assert len(set(buffers)) == len(buffers)
-    line = next(line for line in said if line.startswith("weights"))
-    assert name in line
-    assert "anew" not in line
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_gives_its_average_not_its_last_parameters(source):
@@ -132,21 +103,14 @@ def test_a_run_gives_its_average_not_its_last_parameters(source):
     assert not np.array_equal(*kernels)  # or the test above would not tell them apart
 
 
-@pytest.mark.parametrize("mode", ["pmap", "mesh", "mesh+fsdp"])
-def test_weights_reach_every_layout(base, source, tmp_path, monkeypatch, mode):
-    monkeypatch.setattr(devices, "_SMALLEST_SHARDED", 16)
-    folder, state = source
-    changes = {"parallel": mode.partition("+")[0], "fsdp": mode.endswith("fsdp")}
-    run, _ = start(base, tmp_path, init_from=str(folder / "run"), **changes)
-    full = run.layout.gather(run.state)
-    assert_same_bits((full.params, full.ema_params), (state.ema_params, state.ema_params))
-
-
 OTHERS = {
-    "categorical": ({"likelihood": "categorical"}, {"bias", "kernel"}),
-    "one statistic": ({"likelihood": "continuous_bernoulli"}, {"bias", "kernel"}),
-    "as many maps": ({"likelihood": "logit_normal"}, set()),
-    "a learned scale": ({"likelihood": "laplace", "scale": "per_channel"}, {"bias", "kernel"}),
+    "categorical": ({"likelihood__name": "categorical"}, {"bias", "kernel"}),
+    "one statistic": ({"likelihood__name": "continuous_bernoulli"}, {"bias", "kernel"}),
+    "as many maps": ({"likelihood__name": "logit_normal"}, set()),
+    "a learned scale": (
+        {"likelihood__name": "laplace", "likelihood__scale": "per_channel"},
+        {"bias", "kernel"},
+    ),
 }
 
 
@@ -154,20 +118,18 @@ OTHERS = {
 def test_another_likelihood_starts_its_head_anew(base, source, tmp_path, name):
     changes, fresh = OTHERS[name]
     fresh = {f"decoder/output/{part}" for part in fresh}
-    if "scale" in changes:
+    if "likelihood__scale" in changes:
         fresh.add("decoder/log_scale")
     folder, state = source
-    run, said = start(base, tmp_path, init_from=str(folder / "model.pt"), **changes)
+    started, named = start(base, tmp_path, init_from=str(folder / "model.safetensors"), **changes)
     given = names_of(state.ema_params)
     config = tiny.change(base, **changes)
     new = names_of(create_state(config, jax.random.split(jax.random.key(base.seed), 3)[0]).params)
-    for tree in (run.state.params, run.state.ema_params):
+    for tree in (started.params, started.ema_params):
         for path, leaf in names_of(tree).items():
             want = new if path in fresh else given
             np.testing.assert_array_equal(leaf, want[path], err_msg=path)
-    line = next(line for line in said if line.startswith("weights"))
-    named = line.partition("; anew: ")[2]
-    assert set(filter(None, named.split(", "))) == fresh
+    assert set(named) == fresh
 
 
 @pytest.mark.parametrize(
@@ -183,7 +145,7 @@ def test_another_likelihood_starts_its_head_anew(base, source, tmp_path, name):
 def test_other_sizes_are_refused(base, source, tmp_path, model, words):
     folder, _ = source
     for name in ("run", "model.safetensors"):
-        with pytest.raises(loop.RunError, match="are of another model") as caught:
+        with pytest.raises(RunError, match="are of another model") as caught:
             start(
                 base,
                 tmp_path,
@@ -200,8 +162,8 @@ def test_other_sizes_are_refused(base, source, tmp_path, model, words):
 def test_another_eps_is_refused(base, source, tmp_path):
     # Its encoder would see other pixels than it was trained on.
     folder, _ = source
-    with pytest.raises(loop.RunError, match=r"eps 0\.1 there, 0\.2 here"):
-        start(base, tmp_path, init_from=str(folder / "run"), eps=0.2)
+    with pytest.raises(RunError, match=r"eps 0\.1 there, 0\.2 here"):
+        start(base, tmp_path, init_from=str(folder / "run"), likelihood__eps=0.2)
     assert not list(tmp_path.iterdir())
 
 
@@ -228,63 +190,12 @@ def test_sources_that_are_none(base, source, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_script_refuses_in_one_line(source, photographs, tmp_path, monkeypatch, capfd):
-    experiments = ROOT / "experiments"
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(experiments))
-    args = ["train.py", "smoke", "--run-dir=run", f"--data=folder:{photographs}"]
-    args += ["--image-size=8", f"--init-from={source[0] / 'model.pt'}", "--model.n-hid=8"]
-    monkeypatch.setattr(sys, "argv", args)
-    spec = importlib.util.spec_from_file_location("script_train", experiments / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    with pytest.raises(SystemExit) as stop:
-        module.run_script(module.main)
-    assert stop.value.code == 2
-    err = capfd.readouterr().err
-    assert len(err.splitlines()) == 1, err
-    assert "n_hid 4 there, 8 here" in err
-    assert "vocab_size 8 there, 32 here" in err
-    assert not list(tmp_path.iterdir())
-
-
 # --- Going on --------------------------------------------------------------------------------
 
 
 def rows_of(folder):
-    rows = records.read(folder / "run" / "metrics.jsonl")
+    rows = metrics.read(folder / "run" / "metrics.jsonl")
     return [{k: v for k, v in row.items() if k not in TIMING} for row in rows]
-
-
-def test_a_resumed_run_goes_on_from_its_own_checkpoint(base, source, tmp_path, monkeypatch):
-    shutil.copytree(source[0] / "run", tmp_path / "weights")
-    name = str(tmp_path / "weights")
-    whole, _ = train(base, tmp_path / "whole", init_from=name)
-    real = loop.Run._evaluate
-
-    def interrupted(run, *args):
-        result = real(run, *args)
-        signal.raise_signal(signal.SIGTERM)
-        return result
-
-    monkeypatch.setattr(loop.Run, "_evaluate", interrupted)
-    with pytest.raises(loop.Stopped, match="after step 2"):
-        train(base, tmp_path / "parts", init_from=name)
-    monkeypatch.undo()
-    shutil.rmtree(name)  # by then nobody needs it
-    parts, said = train(base, tmp_path / "parts", init_from=name)
-    assert not [line for line in said if line.startswith("weights")]
-    assert any("resuming  at step 2" in line for line in said)
-    assert_same_bits(parts.state, whole.state)
-    assert rows_of(tmp_path / "parts") == rows_of(tmp_path / "whole")
-    # A finished one can be asked for again, too.
-    _, said = train(base, tmp_path / "parts", init_from=name)
-    assert any("complete" in line for line in said)
-    # But where the weights came from is part of the run.
-    for other in (None, "elsewhere"):
-        with pytest.raises(loop.RunError, match=r"init_from: .* there, "):
-            start(base, tmp_path / "parts", init_from=other)
 
 
 def test_a_start_that_saved_nothing_takes_the_weights_again(base, source, tmp_path):
@@ -293,7 +204,7 @@ def test_a_start_that_saved_nothing_takes_the_weights_again(base, source, tmp_pa
     whole, _ = train(base, tmp_path / "whole", init_from=name)
     folder = tmp_path / "parts" / "run"
     shutil.copytree(tmp_path / "whole" / "run", folder)
-    for step in (folder / "checkpoints").iterdir():
+    for step in list((folder / "checkpoints").iterdir()):
         shutil.rmtree(step)
     (folder / "checkpoints" / "2.orbax-checkpoint-tmp").mkdir()
     parts, said = train(base, tmp_path / "parts", init_from=name)
@@ -302,7 +213,7 @@ def test_a_start_that_saved_nothing_takes_the_weights_again(base, source, tmp_pa
 
 
 def test_data_initialisation_leaves_given_weights_alone(base, source, tmp_path, monkeypatch):
-    def never(state):
+    def never(*args):
         raise AssertionError("the given weights would be lost")
 
     monkeypatch.setattr(loop, "normalised_on_data", never)
@@ -355,10 +266,10 @@ def test_a_frozen_half_keeps_every_bit(base, monkeypatch, half, name):
 
 def test_tokens_of_a_frozen_encoder_stay(base, source, tmp_path):
     folder, state = source
-    run, _ = train(base, tmp_path, init_from=str(folder / "model.pt"), freeze="encoder")
+    run, _ = train(base, tmp_path, init_from=str(folder / "model.safetensors"), freeze="encoder")
     pixels = np.random.default_rng(5).integers(0, 256, (6, 16, 12, 3)).astype(np.uint8)
-    before = Tokenizer(MODEL, state.ema_params, eps=base.eps)
-    after = Tokenizer(MODEL, loop.load(tmp_path / "run").ema_params, eps=base.eps)
+    before = Tokenizer(MODEL, state.ema_params, eps=base.likelihood.eps)
+    after = Tokenizer(MODEL, directory.load(tmp_path / "run").ema_params, eps=base.likelihood.eps)
     tokens = np.asarray(before.encode(pixels))
     np.testing.assert_array_equal(after.encode(pixels), tokens)
     assert len(np.unique(tokens)) > 1
@@ -367,5 +278,5 @@ def test_tokens_of_a_frozen_encoder_stay(base, source, tmp_path):
     assert_same_bits(run.state.params["encoder"], state.ema_params["encoder"])
     # What is frozen cannot change within a run.
     for other in ("none", "decoder"):
-        with pytest.raises(loop.RunError, match=f"freeze: encoder there, {other} here"):
-            start(base, tmp_path, init_from=str(folder / "model.pt"), freeze=other)
+        with pytest.raises(RunError, match=f"freeze: encoder there, {other} here"):
+            train(base, tmp_path, init_from=str(folder / "model.safetensors"), freeze=other)

@@ -66,7 +66,7 @@ def test_a_real_full_disk(tmp_path):
         pytest.skip(f"no small file system could be made here: {result.stderr.strip()}")
     assert (tmp_path / "first").read_text().strip() == "2", result.stderr
     (line,) = (line for line in result.stderr.splitlines() if line.startswith("train.py: error"))
-    assert "is full" in line
+    assert "is full" in line or "a checkpoint could not be written" in line  # who finds it first
     assert "the same command goes on from" in line
     assert (tmp_path / "second").read_text().strip() == "0", result.stderr
     # The same run on a disk with room.
