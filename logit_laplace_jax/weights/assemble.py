@@ -63,19 +63,21 @@ def model(
                 f"weigh it by {config.post_gain:g}"
             )
     shapes = _shapes(config)
+    arrays = {name: names.to_flax(array) for name, array in arrays.items()}
+    expected = names.flatten(shapes)
     problems = []
     for title, others in (
-        ("missing: ", [name for name in shapes if name not in arrays]),
-        ("left over: ", [name for name in arrays if name not in shapes]),
+        ("missing: ", [name for name in expected if name not in arrays]),
+        ("left over: ", [name for name in arrays if name not in expected]),
     ):
         if others:
             problems.append(title + listed(others))
-    for name, shape in shapes.items():
-        array = arrays.get(name)
-        if array is not None and array.shape != shape:
-            shown = array.shape if array.ndim < 9 else "of many axes"
-            problems.append(f"{name} has shape {shown}, not {shape}")
-        elif array is not None and array.dtype.name not in _FLOATS:
+    for name in expected.keys() & arrays.keys():
+        array, shape = arrays[name], expected[name].shape
+        if array.shape != shape:
+            found_shape = array.shape if array.ndim < 9 else "of many axes"
+            problems.append(f"{name} has shape {found_shape}, not {shape}")
+        elif array.dtype.name not in _FLOATS:
             problems.append(f"{name} is {array.dtype}, not a float")
     if problems:
         more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
@@ -87,16 +89,12 @@ def model(
             array = arrays[name].astype(np.float32)
         if not np.isfinite(array).all():
             raise WeightsError(f"{where}: {name} has values that are not finite numbers")
-        return jnp.asarray(names.to_flax(array))
+        return jnp.asarray(array)
 
-    return config, jax.tree_util.tree_map_with_path(leaf, param_shapes(config))
+    return config, jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
-@functools.lru_cache(maxsize=8)
-def _shapes(config: DVAEConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of a model's parameters by OpenAI's names, in torch's layout."""
-    leaves = names.flatten(param_shapes(config)).items()
-    return {name: names.torch_shape(leaf.shape) for name, leaf in leaves}
+_shapes = functools.lru_cache(maxsize=8)(param_shapes)
 
 
 def _infer(arrays: Arrays, where: str) -> DVAEConfig:

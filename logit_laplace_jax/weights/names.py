@@ -37,16 +37,6 @@ def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
     return {torch_name(tuple(key.key for key in path)): leaf for path, leaf in pairs}
 
 
-def torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a parameter in torch's layout: kernels HWIO to OIHW.
-
-    Example:
-      >>> torch_shape((7, 7, 3, 8)), torch_shape((8,))
-      ((8, 3, 7, 7), (8,))
-    """
-    return (*shape[:1:-1], *shape[:2]) if len(shape) == 4 else shape
-
-
 def to_torch(array: np.ndarray) -> np.ndarray:
     """A parameter in torch's layout: kernels HWIO to OIHW."""
     return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array

@@ -16,11 +16,8 @@ from logit_laplace_jax.weights.errors import WeightsError, shown
 LEGACY_START = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.\x80\x02M\xe9\x03."
 """The pickles of torch's magic number and of its protocol 1001, as every such file begins."""
 ZIP_START = b"PK\x03\x04"
-HEADER = "logit_laplace_jax.json"
-"""Entry of an archive with a text about the model, as earlier versions of this package wrote it."""
 _MAX_PICKLE = 16 * 2**20
 _MAX_DIRECTORY = 4 * 2**20
-_MAX_HEADER = 2**20
 
 
 class Tensors(NamedTuple):
@@ -101,12 +98,11 @@ def read_zip(stream: BinaryIO, size: int) -> Tensors:
         if sizes.get(name) != storage.nbytes:
             found = f"has {sizes[name]:,} bytes" if name in sizes else "is missing"
             raise WeightsError(f"its entry {shown(name)} {found}, not {storage.nbytes:,} bytes")
-    header = entry(HEADER, _MAX_HEADER).decode() if prefix + HEADER in sizes else None
     arrays = {
         name: tensor.view(entry(f"data/{tensor.storage.key}", size))
         for name, tensor in tensors.items()
     }
-    return Tensors(arrays, header, frozenset(gains))
+    return Tensors(arrays, None, frozenset(gains))
 
 
 def read_legacy(stream: BinaryIO, size: int) -> Tensors:
