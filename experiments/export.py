@@ -1,11 +1,10 @@
-"""Writes a trained run's averaged parameters as weights that other programs read.
+"""Writes a trained run's averaged parameters as one file that other programs read.
 
 python experiments/export.py RUN_DIR FILE.safetensors
-python experiments/export.py RUN_DIR FILE.pt
-python experiments/export.py RUN_DIR ENCODER.pt DECODER.pt --openai
 
-One file holds both halves and says what they are (models/exchange.py reads it again). With --openai
-the two files are state_dicts for OpenAI's own torch modules.
+The file holds encoder and decoder in torch's layout under the names of OpenAI's modules (torch:
+safetensors.torch.load_file), and says what they are, so that --init-from and the token scripts take
+it.
 """
 
 import dataclasses
@@ -24,14 +23,10 @@ class Options:
 
     run_dir: Path
     """Run directory that train.py wrote."""
-    files: tuple[Path, ...]
-    """The file to write, .safetensors or .pt; with --openai the encoder's and the decoder's. They
-    must not exist."""
+    file: Path
+    """The file to write, NAME.safetensors; it must not exist."""
     checkpoint: str = "latest"
     """latest, best (fewest held-out bits/dim while training), or a number of updates."""
-    openai: bool = False
-    """Write two files for the load_state_dict of OpenAI's torch modules, which have four groups and
-    a predicted scale."""
 
 
 def main(args: list[str]) -> None:
@@ -46,28 +41,19 @@ def main(args: list[str]) -> None:
         config=(tyro.conf.PositionalRequiredArgs,),
     )
     quiet()
-    from logit_laplace_jax.runs import checkpoints, directory
-    from logit_laplace_jax.weights import exchange, openai
+    from logit_laplace_jax.runs import directory
+    from logit_laplace_jax.runs.errors import CheckpointError
+    from logit_laplace_jax.weights import exchange
 
-    if options.openai and len(options.files) != 2:
-        fail("--openai writes two files: export.py RUN_DIR ENCODER.pt DECODER.pt --openai")
-    if not options.openai and len(options.files) != 1:
-        fail("name one file to write: export.py RUN_DIR FILE")
-    for path in options.files:
-        if path.exists():
-            fail(f"{path} exists; choose another name")
-        if not path.parent.is_dir():
-            fail(f"{path.parent} is not a folder; make it, or choose another name")
-    with one_line_errors(ValueError, checkpoints.CheckpointError):
-        if not options.openai:
-            exchange.check_ending(options.files[0])
+    if options.file.exists():
+        fail(f"{options.file} exists; choose another name")
+    if not options.file.parent.is_dir():
+        fail(f"{options.file.parent} is not a folder; make it, or choose another name")
+    with one_line_errors(ValueError, CheckpointError):
+        exchange.check_ending(options.file)
         state = directory.load(options.run_dir, options.checkpoint)
-        if options.openai:
-            openai.save(*options.files, state.config.model, state.ema_params)
-        else:
-            exchange.save(options.files[0], state.config.model, state.ema_params, metadata(state))
-    for path in options.files:
-        print(f"{path}: {path.stat().st_size:,} bytes")
+        exchange.save(options.file, state.config.model, state.ema_params, metadata(state))
+    print(f"{options.file}: {options.file.stat().st_size:,} bytes")
 
 
 def metadata(state: "TrainState") -> dict[str, Any]:

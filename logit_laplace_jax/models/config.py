@@ -36,17 +36,17 @@ class DVAEConfig:
     n_hid: int = 256
     """Width of the group at full resolution, a multiple of 4; each halving doubles the width."""
     n_blk_per_group: int = 2
-    """Residual blocks in a group."""
+    """Residual blocks per group."""
     vocab_size: int = 8192
-    """Number of codes a position can take, at least 2."""
+    """Number of codes that a position can take, at least 2."""
     n_init: int = 128
     """Width of the decoder's first convolution: the length of a codebook vector."""
     channels: int = 3
     """Colour channels of the image: 3 for RGB, 1 for grey."""
     stats_per_channel: int = 2
-    """Maps the decoder gives per channel: 2 for the logit-Laplace likelihood (mu, then ln b)."""
+    """Statistics per channel: 2 for the logit-Laplace likelihood (mu, then ln b)."""
     constant_scale: ConstantScale = "none"
-    """Second statistic: none: predicted maps; else one learned ln b a channel, or one in all."""
+    """Second statistic: predicted maps (none), one learned ln b per channel, or one shared ln b."""
     dtype: ComputeDtype = "float32"
     """Compute dtype of the blocks; parameters and what touches the codes stay float32."""
     straight_through: bool = False
@@ -75,7 +75,7 @@ class DVAEConfig:
             )
         if self.constant_scale != "none" and self.stats_per_channel != 2:
             raise ValueError(
-                f"constant_scale is for two maps a channel, not {self.stats_per_channel}"
+                f"constant_scale is for two maps per channel, not {self.stats_per_channel}"
             )
         if self.dtype not in get_args(ComputeDtype):
             raise ValueError(
@@ -91,6 +91,11 @@ class DVAEConfig:
     def blocks(self) -> int:
         """Residual blocks in the encoder (the decoder has as many)."""
         return self.group_count * self.n_blk_per_group
+
+    @property
+    def maps(self) -> int:
+        """Feature maps that the decoder's last convolution gives."""
+        return self.channels * (1 if self.constant_scale != "none" else self.stats_per_channel)
 
     @property
     def post_gain(self) -> float:

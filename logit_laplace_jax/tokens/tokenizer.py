@@ -115,12 +115,13 @@ class Tokenizer:
 
         Example:
           >>> import tempfile
-          >>> from logit_laplace_jax.models import exchange, init_params
+          >>> from logit_laplace_jax.models import init_params
+          >>> from logit_laplace_jax.weights import exchange
           >>> config = DVAEConfig(group_count=2, n_hid=8, n_blk_per_group=1, vocab_size=16)
           >>> params = init_params(config, jax.random.key(0))
           >>> with tempfile.TemporaryDirectory() as folder:
-          ...     exchange.save(f"{folder}/model.pt", config, params, {"eps": 0.05})
-          ...     tokenizer = Tokenizer.from_file(f"{folder}/model.pt")
+          ...     exchange.save(f"{folder}/model.safetensors", config, params, {"eps": 0.05})
+          ...     tokenizer = Tokenizer.from_file(f"{folder}/model.safetensors")
           >>> tokenizer.eps, tokenizer.fingerprint == Tokenizer(config, params, 0.05).fingerprint
           (0.05, True)
         """

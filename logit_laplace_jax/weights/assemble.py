@@ -1,6 +1,7 @@
-"""Tensors from files to a configuration and parameters, with everything accounted for."""
+"""Named tensors to a configuration and parameters, with everything accounted for."""
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -11,209 +12,144 @@ import jax.numpy as jnp
 import numpy as np
 
 from logit_laplace_jax.models.config import DVAEConfig
+from logit_laplace_jax.models.dvae import param_shapes
 from logit_laplace_jax.weights import names
-from logit_laplace_jax.weights.names import HALVES, Half
-from logit_laplace_jax.weights.weights import FLOATS, StoredTensor, TensorFile, WeightsError, listed
+from logit_laplace_jax.weights.errors import WeightsError, listed
 
+Arrays = Mapping[str, np.ndarray]
+
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+"""Dtypes that weights may have in a file; all of them become float32."""
 _INPUT, _OUTPUT = "blocks.input.w", "blocks.output.conv.w"
+_FIRST_KERNELS = {(7, 7): "encoder", (1, 1): "decoder"}
 
 
-@dataclasses.dataclass(frozen=True)
-class HalfFile:
-    """One half of a model in a file.
-
-    Attributes:
-      name: the file's path, for messages.
-      tensors: its tensors under OpenAI's names.
-      post_gains: see `weights.TensorFile`.
-    """
-
-    name: str
-    tensors: Mapping[str, StoredTensor]
-    post_gains: frozenset[float] = frozenset()
+def half_in(arrays: Arrays) -> str | None:
+    """Which half of a model arrays are, by the first convolution; None if neither."""
+    first = arrays.get(_INPUT)
+    return _FIRST_KERNELS.get(first.shape[2:]) if first is not None and first.ndim == 4 else None
 
 
-def half_file(file: TensorFile) -> HalfFile:
-    """A file that holds one half of a model."""
-    return HalfFile(str(file.path), file.tensors, file.post_gains)
+def model(
+    arrays: Arrays, where: str, post_gains: frozenset[float], config: DVAEConfig | None = None
+) -> tuple[DVAEConfig, dict[str, Any]]:
+    """The configuration and the parameters of a model.
 
+    Args:
+      arrays: its tensors under OpenAI's names, with ``encoder.`` or ``decoder.`` before them.
+      where: the files they come from, for messages.
+      post_gains: the residual blocks' factors, as far as the files tell them.
+      config: what the files say of the model; None takes what the tensors tell.
 
-def split(file: TensorFile) -> dict[Half, HalfFile]:
-    """The halves of a file that holds both, under names that begin with the half's name.
-
-    Raises:
-      WeightsError: a name begins otherwise.
-    """
-    strange = [name for name in file.tensors if not name.startswith(("encoder.", "decoder."))]
-    if strange:
-        raise WeightsError(
-            f"{file.path}: holds {listed(strange)}; names here begin with encoder. or decoder. "
-            "(for one half a file, see models.openai.load)"
-        )
-    return {
-        half: HalfFile(
-            f"{file.path}, {half}",
-            {
-                name.removeprefix(f"{half}."): tensor
-                for name, tensor in file.tensors.items()
-                if name.startswith(f"{half}.")
-            },
-            file.post_gains,
-        )
-        for half in HALVES
-    }
-
-
-def looks_like(file: HalfFile) -> Half | None:
-    """Which half a file holds, by its first convolution; None if neither."""
-    first = file.tensors.get(_INPUT)
-    if first is None or len(first.shape) != 4:
-        return None
-    sides = {(7, 7): HALVES[0], (1, 1): HALVES[1]}
-    return sides.get((first.shape[2], first.shape[3]))
-
-
-def check_halves(files: Mapping[Half, HalfFile]) -> None:
-    """Refuses files of something else, and those of the encoder and the decoder swapped.
+    Returns:
+      The configuration and the float32 tree that ``DVAE(config).apply`` takes as
+      ``{"params": params}``.
 
     Raises:
-      WeightsError: with what each file holds.
+      WeightsError: the tensors are not those of such a model, or not finite.
     """
-    encoder, decoder = files["encoder"], files["decoder"]
-    found = {half: looks_like(files[half]) for half in HALVES}
-    if (found["encoder"], found["decoder"]) == ("decoder", "encoder"):
-        raise WeightsError(
-            f"the two files are swapped: {encoder.name} holds a decoder and {decoder.name} an "
-            "encoder"
-        )
-    for half in HALVES:
-        if any(name.startswith(("encoder.", "decoder.")) for name in files[half].tensors):
+    found = _infer(arrays, where)
+    config = config or found
+    for field in dataclasses.fields(DVAEConfig):
+        said, told = getattr(config, field.name), getattr(found, field.name)
+        if type(told) is int and said != told:
             raise WeightsError(
-                f"{files[half].name}: holds both halves in one file; read it with "
-                "models.exchange.load"
+                f"{where}: {field.name} is {told} by its tensors, {said} by its text"
             )
-        if found[half] is None:
-            holds = listed(list(files[half].tensors)) or "nothing"
+    for gain in post_gains:
+        if not math.isclose(gain, config.post_gain, rel_tol=1e-6):
             raise WeightsError(
-                f"{files[half].name}: not an {half} of a dVAE: {_INPUT!r} is missing or strange "
-                f"(it holds {holds})".replace("an decoder", "a decoder")
+                f"{where}: its blocks weigh their branch by {gain:g}, where {config.blocks} blocks "
+                f"weigh it by {config.post_gain:g}"
             )
-        if found[half] != half:
-            raise WeightsError(f"{files[half].name}: holds the {found[half]}, not the {half}")
+    shapes = _shapes(config)
+    arrays = {name: names.to_flax(array) for name, array in arrays.items()}
+    expected = names.flatten(shapes)
+    problems = []
+    for title, others in (
+        ("missing: ", [name for name in expected if name not in arrays]),
+        ("left over: ", [name for name in arrays if name not in expected]),
+    ):
+        if others:
+            problems.append(title + listed(others))
+    for name in expected.keys() & arrays.keys():
+        array, shape = arrays[name], expected[name].shape
+        if array.shape != shape:
+            found_shape = array.shape if array.ndim < 9 else "of many axes"
+            problems.append(f"{name} has shape {found_shape}, not {shape}")
+        elif array.dtype.name not in _FLOATS:
+            problems.append(f"{name} is {array.dtype}, not a float")
+    if problems:
+        more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise WeightsError(f"{where}: {'; '.join(problems[:4])}{more}")
+
+    def leaf(path: Any, _: Any) -> jax.Array:
+        name = names.torch_name(tuple(key.key for key in path))
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite
+            array = arrays[name].astype(np.float32)
+        if not np.isfinite(array).all():
+            raise WeightsError(f"{where}: {name} has values that are not finite numbers")
+        return jnp.asarray(array)
+
+    return config, jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
-def _sizes(file: HalfFile, half: Half) -> dict[str, int]:
-    """The sizes that the names and shapes of one half tell."""
-    tensors = file.tensors
-    if _OUTPUT not in tensors or len(tensors[_OUTPUT].shape) != 4:
-        raise WeightsError(f"{file.name}: {_OUTPUT!r} is missing or strange")
-    first, last = tensors[_INPUT].shape, tensors[_OUTPUT].shape
-    found = [re.match(r"blocks\.group_(\d{1,4})\.block_(\d{1,4})\.", name) for name in tensors]
-    groups = {int(match[1]) for match in found if match}
-    blocks = {int(match[2]) for match in found if match}
-    # Every block has at least eight tensors. Without this, a few names could ask for a table of
-    # millions, or for widths of thousands of digits.
-    if not groups or len(groups) * len(blocks) > len(tensors) or len(groups) > 32:
-        raise WeightsError(f"{file.name}: its groups of blocks are incomplete")
-    sizes = {"group_count": len(groups), "n_blk_per_group": len(blocks)}
-    if half == "encoder":
-        return {**sizes, "n_hid": first[0], "vocab_size": last[0], "channels": first[1]}
-    return {**sizes, "n_hid": last[1], "vocab_size": first[1], "n_init": first[0], "maps": last[0]}
+_shapes = functools.lru_cache(maxsize=8)(param_shapes)
 
 
-def infer(files: Mapping[Half, HalfFile]) -> DVAEConfig:
-    """The sizes of the model that two files hold.
-
-    Raises:
-      WeightsError: the files do not belong together, or are not a dVAE's.
-    """
-    check_halves(files)
-    encoder, decoder = (_sizes(files[half], half) for half in HALVES)
-    together = f"{files['encoder'].name} and {files['decoder'].name}"
+def _infer(arrays: Arrays, where: str) -> DVAEConfig:
+    """The configuration that names and shapes tell."""
+    encoder, decoder = (_sizes(arrays, half, where) for half in ("encoder", "decoder"))
     differ = [
         f"{name} {encoder[name]} and {decoder[name]}"
         for name in encoder
         if name in decoder and encoder[name] != decoder[name]
     ]
-    channels, maps = encoder["channels"], decoder.pop("maps")
+    channels, maps, widest = encoder["channels"], decoder.pop("maps"), encoder.pop("widest")
     if not channels or maps % channels:
         differ.append(f"{channels} channels and {maps} maps")
     if differ:
-        raise WeightsError(f"{together} do not belong together: {', '.join(differ)}")
+        raise WeightsError(f"{where}: the halves do not belong together: {', '.join(differ)}")
     head: dict[str, Any] = {"stats_per_channel": maps // channels}
-    log_scale = files["decoder"].tensors.get(names.LOG_SCALE)
+    log_scale = arrays.get("decoder.log_scale")
     if log_scale is not None:
-        shared = log_scale.shape == (1,) and channels > 1
-        head = {
-            # The maps are the first statistic alone; the second is this parameter.
-            "stats_per_channel": 2 * head["stats_per_channel"],
-            "constant_scale": "shared" if shared else "per_channel",
-        }
+        # The maps are the first statistic alone; the second is this parameter.
+        kind = "shared" if log_scale.shape == (1,) and channels > 1 else "per_channel"
+        head = {"stats_per_channel": 2 * maps // channels, "constant_scale": kind}
     try:
-        return DVAEConfig(**encoder | decoder | head)
+        config = DVAEConfig(**encoder | decoder | head)
     except ValueError as error:
-        raise WeightsError(f"{together} are not a dVAE of this package: {error}") from None
+        raise WeightsError(f"{where}: not a dVAE of this package: {error}") from None
+    # So the sizes are as modest as the file.
+    if config.group_widths[-1] != widest:
+        raise WeightsError(f"{where}: its groups of blocks are incomplete")
+    return config
 
 
-def check_tensors(config: DVAEConfig, files: Mapping[Half, HalfFile]) -> None:
-    """Compares names, shapes and dtypes with those of a model, before any number is read.
-
-    Raises:
-      WeightsError: something is missing, left over or strange; lists it.
-    """
-    for half in HALVES:
-        file, expected = files[half], names.shapes(config, half)
-        problems = []
-        for title, found in (
-            ("missing: ", [name for name in expected if name not in file.tensors]),
-            ("left over: ", [name for name in file.tensors if name not in expected]),
-        ):
-            if found:
-                problems.append(title + listed(found))
-        for name, shape in expected.items():
-            tensor = file.tensors.get(name)
-            if tensor is not None and tensor.shape != shape:
-                found_shape = tensor.shape if len(tensor.shape) < 9 else "of many axes"
-                problems.append(f"{name} has shape {found_shape}, not {shape}")
-            elif tensor is not None and tensor.dtype not in FLOATS:
-                problems.append(f"{name} is {tensor.dtype}, not a float")
-        if problems:
-            more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
-            raise WeightsError(f"{file.name}: {'; '.join(problems[:4])}{more}")
-        for gain in file.post_gains:
-            if not math.isclose(gain, config.post_gain, rel_tol=1e-6):
-                raise WeightsError(
-                    f"{file.name}: its blocks weigh their branch by {gain:g}, where "
-                    f"{config.blocks} blocks weigh it by {config.post_gain:g}"
-                )
-
-
-def _numbers(file: HalfFile, name: str) -> np.ndarray:
-    """One tensor as float32, finite."""
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is refused
-        array = np.asarray(file.tensors[name].read()).astype(np.float32, copy=False)
-    if not np.isfinite(array).all():
-        raise WeightsError(f"{file.name}: {name} has values that are not finite numbers")
-    return array
-
-
-def params(config: DVAEConfig, files: Mapping[Half, HalfFile]) -> dict[str, Any]:
-    """Reads the parameters of a model.
-
-    Args:
-      config: its sizes.
-      files: both halves.
-
-    Returns:
-      The float32 tree that ``DVAE(config).apply`` takes as ``{"params": params}``.
-
-    Raises:
-      WeightsError: the tensors are not those of such a model, or not finite.
-    """
-    check_tensors(config, files)
-    tree: dict[str, Any] = {}
-    for half in HALVES:
-        file = files[half]
-        arrays = {name: _numbers(file, name) for name in names.shapes(config, half)}
-        tree[half] = jax.tree.map(jnp.asarray, names.to_flax(arrays))
-    return tree
+def _sizes(arrays: Arrays, half: str, where: str) -> dict[str, int]:
+    """The sizes that the names and shapes of one half tell."""
+    own = {
+        name.removeprefix(f"{half}."): array
+        for name, array in arrays.items()
+        if name.startswith(f"{half}.")
+    }
+    for name, right in ((_INPUT, half_in(own) == half), (_OUTPUT, True)):
+        if not right or name not in own or own[name].ndim != 4:
+            holds = listed(list(own)) or "nothing"
+            raise WeightsError(
+                f"{where}: holds no {half} of a dVAE: {half}.{name} is missing or strange (it "
+                f"holds {holds})"
+            )
+    first, last = own[_INPUT].shape, own[_OUTPUT].shape
+    found = [re.match(r"blocks\.group_(\d{1,4})\.block_(\d{1,4})\.", name) for name in own]
+    groups = {int(match[1]) for match in found if match}
+    blocks = {int(match[2]) for match in found if match}
+    # Every block has at least eight tensors. Without this, a few names could ask for a table of
+    # millions.
+    if not groups or len(groups) * len(blocks) > len(own) or len(groups) > 32:
+        raise WeightsError(f"{where}: its groups of blocks are incomplete")
+    sizes = {"group_count": len(groups), "n_blk_per_group": len(blocks)}
+    if half == "encoder":
+        own_sizes = {"n_hid": first[0], "vocab_size": last[0], "channels": first[1]}
+        return sizes | own_sizes | {"widest": last[1]}
+    return sizes | {"n_hid": last[1], "vocab_size": first[1], "n_init": first[0], "maps": last[0]}

@@ -1,4 +1,4 @@
-"""OpenAI's published dVAE weights, opened without running what is in the files; and back.
+"""OpenAI's published dVAE weights, opened without running what is in the files.
 
 ``encoder.pkl`` and ``decoder.pkl`` are pickled torch modules. Python's pickle would import and call
 whatever they name, and since torch 1.11 they no longer work that way; here their tensors are read
@@ -6,21 +6,19 @@ as data. Needs neither torch nor OpenAI's package.
 """
 
 import os
-from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from logit_laplace_jax.models.config import DVAEConfig
-from logit_laplace_jax.weights import assemble, names, tensor_files, torch_writer
-from logit_laplace_jax.weights.weights import WeightsError
+from logit_laplace_jax.weights import assemble, files
+from logit_laplace_jax.weights.errors import WeightsError
 
-__all__ = ["WeightsError", "load", "save"]
-
-FilePath = str | os.PathLike[str]
+__all__ = ["WeightsError", "load"]
 
 
-def load(encoder_path: FilePath, decoder_path: FilePath) -> tuple[DVAEConfig, dict[str, Any]]:
+def load(
+    encoder_path: str | os.PathLike[str], decoder_path: str | os.PathLike[str]
+) -> tuple[DVAEConfig, dict[str, Any]]:
     """Reads an encoder and a decoder under OpenAI's names.
 
     Each file may be a pickled module like the published ones, a ``state_dict`` (both in torch's zip
@@ -41,91 +39,30 @@ def load(encoder_path: FilePath, decoder_path: FilePath) -> tuple[DVAEConfig, di
       OSError: a file cannot be opened.
 
     Example:
-      >>> import tempfile, jax
-      >>> from logit_laplace_jax.models import init_params
-      >>> config = DVAEConfig(n_hid=64, n_blk_per_group=1, vocab_size=512, n_init=8)
-      >>> params = init_params(config, jax.random.key(0))
-      >>> with tempfile.TemporaryDirectory() as folder:
-      ...     files = Path(folder, "encoder.pt"), Path(folder, "decoder.pt")
-      ...     save(*files, config, params)
-      ...     found, again = load(*files)
-      >>> found == config
-      True
-      >>> bool((again["decoder"]["input"]["kernel"] == params["decoder"]["input"]["kernel"]).all())
-      True
-
-    Source: openai/DALL-E ``encoder.py``, ``decoder.py``, ``utils.py``; torch
-    ``torch/serialization.py`` (the containers).
-    """
-    with (
-        tensor_files.open_tensors(encoder_path) as encoder,
-        tensor_files.open_tensors(decoder_path) as decoder,
-    ):
-        files = {
-            names.HALVES[0]: assemble.half_file(encoder),
-            names.HALVES[1]: assemble.half_file(decoder),
-        }
-        config = assemble.infer(files)
-        return config, assemble.params(config, files)
-
-
-def save(
-    encoder_path: FilePath, decoder_path: FilePath, config: DVAEConfig, params: Mapping[str, Any]
-) -> None:
-    """Writes two files for the ``load_state_dict`` of OpenAI's torch modules.
-
-    They are zip archives that ``torch.load(path, weights_only=True)`` opens. OpenAI's classes say
-    in their constructors which models they can be; others are for `exchange.save`. A likelihood of
-    another number of maps, m, fits ``Decoder(output_channels=m // 2)``.
-
-    Args:
-      encoder_path: a new file.
-      decoder_path: a new file.
-      config: sizes of the model.
-      params: its float32 parameter tree.
-
-    Raises:
-      ValueError: OpenAI's modules cannot take the model, the parameters are not its, or both
-        files are one.
-      FileExistsError: one of the files exists; nothing is written.
-      OSError: a folder does not exist or cannot be written to.
-
-    Example:
-      >>> save("encoder.pt", "decoder.pt", DVAEConfig(group_count=3), {})
+      >>> load("encoder.pkl", "decoder.pkl")
       Traceback (most recent call last):
         ...
-      ValueError: OpenAI's torch modules cannot take this model: group_count is 3, not 4; ...
+      FileNotFoundError: [Errno 2] No such file or directory: 'encoder.pkl'
 
-    Source: openai/DALL-E ``encoder.py``, ``decoder.py``.
+    Source: openai/DALL-E ``encoder.py``, ``decoder.py``, ``utils.py``.
     """
-    problems = _not_openais(config)
-    if problems:
-        raise ValueError(
-            f"OpenAI's torch modules cannot take this model: {', '.join(problems)}; "
-            "models.exchange.save writes it as one .pt or .safetensors file"
+    paths = {"encoder": Path(encoder_path), "decoder": Path(decoder_path)}
+    read = {half: files.read(path) for half, path in paths.items()}
+    found = {half: assemble.half_in(file.arrays) for half, file in read.items()}
+    if found == {"encoder": "decoder", "decoder": "encoder"}:
+        raise WeightsError(
+            f"the two files are swapped: {encoder_path} holds a decoder and {decoder_path} an "
+            "encoder"
         )
-    paths = [Path(encoder_path), Path(decoder_path)]
-    if paths[0].absolute() == paths[1].absolute():
-        raise ValueError(f"{paths[0]} is named twice: the encoder and the decoder are two files")
-    halves = [names.from_flax(config, params, half) for half in names.HALVES]
-    tensor_files.write_new(
-        {
-            path: partial(torch_writer.write_zip, tensors=tensors)
-            for path, tensors in zip(paths, halves, strict=True)
-        }
+    for half, path in paths.items():
+        if any(name.startswith(("encoder.", "decoder.")) for name in read[half].arrays):
+            raise WeightsError(
+                f"{path}: holds both halves in one file; read it with weights.exchange.load"
+            )
+        if found[half] not in (half, None):
+            raise WeightsError(f"{path}: holds the {found[half]}, not the {half}")
+    return assemble.model(
+        {f"{half}.{name}": a for half, file in read.items() for name, a in file.arrays.items()},
+        f"{encoder_path} and {decoder_path}",
+        read["encoder"].post_gains | read["decoder"].post_gains,
     )
-
-
-def _not_openais(config: DVAEConfig) -> list[str]:
-    """What OpenAI's constructors and validators do not allow."""
-    problems = []
-    if config.group_count != 4:
-        problems.append(f"group_count is {config.group_count}, not 4")
-    for name, least in (("n_hid", 64), ("vocab_size", 512), ("n_init", 8)):
-        if getattr(config, name) < least:
-            problems.append(f"{name} is {getattr(config, name)}, below {least}")
-    if config.constant_scale != "none":
-        problems.append(f"its scale is a parameter ({config.constant_scale}), not a map")
-    elif config.channels * config.stats_per_channel % 2:
-        problems.append(f"{config.channels * config.stats_per_channel} maps are an odd number")
-    return problems

@@ -39,9 +39,15 @@ def test_conv_is_the_definition(kernel_size):
     )
 
 
-@pytest.mark.parametrize(("n_in", "n_out"), [(6, 2), (2, 6), (3, 3)])  # wide to narrow differs
 @pytest.mark.parametrize(
-    ("kernel_size", "sides"), [(3, (5, 8)), (3, (2, 3)), (3, (1, 4)), (7, (4, 9))]
+    ("n_in", "n_out", "kernel_size", "sides"),
+    [  # wide to narrow differs, and images smaller than the kernel reaches
+        (6, 2, 3, (5, 8)),
+        (6, 2, 3, (1, 4)),
+        (6, 2, 7, (4, 9)),
+        (2, 6, 3, (2, 3)),
+        (3, 3, 3, (5, 8)),
+    ],
 )
 def test_convolve_derivatives(x64, n_in, n_out, kernel_size, sides):
     keys = jax.random.split(jax.random.key(0), 5)

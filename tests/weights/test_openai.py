@@ -1,16 +1,12 @@
 """OpenAI's files: read to torch's own numbers, and every hostile one refused without running it."""
 
-import dataclasses
 import importlib.util
 import io
 import os
 import pickle
-import pickletools
 import re
 import struct
-import subprocess
 import sys
-import time
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -19,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from logit_laplace_jax.models import DVAE, DVAEConfig
 from logit_laplace_jax.models.dvae import param_shapes
 from logit_laplace_jax.tokens import Tokenizer
-from logit_laplace_jax.weights import names, openai, pickles, torch_files, torch_writer
+from logit_laplace_jax.weights import files, names, openai, pickles, torch_files
 from logit_laplace_jax.weights.openai import WeightsError
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -57,12 +54,9 @@ def assert_same_model(config, params, x, expected):
 
 
 def refuse(*paths, match=None):
-    """The one line of the refusal, which comes fast and has no path of Python's inside."""
-    started = time.perf_counter()
+    """The one line of the refusal."""
     with pytest.raises(WeightsError, match=match) as caught:
         openai.load(*paths)
-    # Reading good files takes milliseconds; seconds would be an attack on time that worked.
-    assert time.perf_counter() - started < 10
     message = str(caught.value)
     assert len(message.splitlines()) == 1
     assert len(message) < 1000
@@ -95,16 +89,10 @@ def test_the_tokenizer_takes_it_as_it_is():
     assert Tokenizer(config, params).decode(tokens).shape == pixels.shape
 
 
-def test_needs_no_torch_flax_or_safetensors():
-    code = f"""
-import sys
-from logit_laplace_jax.models import openai
-for name in ("encoder_legacy.pkl", "encoder.pkl"):
-    openai.load({str(DATA)!r} + "/" + name, {str(DATA / "decoder.pt")!r})
-print(*{{m.split(".")[0] for m in sys.modules}})
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not {"torch", "dall_e", "flax", "safetensors", "optax"} & set(done.stdout.split())
+def test_needs_no_torch(monkeypatch):
+    for package in ("torch", "dall_e"):
+        monkeypatch.setitem(sys.modules, package, None)  # importing it fails
+    assert openai.load(DATA / "encoder_legacy.pkl", DATA / "decoder.pkl")[0] == make.CONFIG
 
 
 def test_swapped_and_doubled_files_are_noticed():
@@ -157,14 +145,11 @@ def test_parity(name, kind, tmp_path):
                 pytest.importorskip("safetensors.torch").save_file(module.state_dict(), path)
     found, params = openai.load(*paths)
     assert found == config
-    for tree, module in zip((params["encoder"], params["decoder"]), halves, strict=True):
+    ours = names.flatten(params)
+    for half, module in zip(("encoder", "decoder"), halves, strict=True):
         for key, tensor in module.state_dict().items():
-            leaf = tree
-            for part in names.flax_path(key):
-                leaf = leaf[part]
-            array = tensor.numpy()
-            array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
-            assert (np.asarray(leaf) == array).all()
+            array = names.to_torch(np.asarray(ours[f"{half}.{key}"]))
+            np.testing.assert_array_equal(array, tensor.numpy())
     if kind == "zip":
         side = config.downsampling
         x = np.random.default_rng(1).uniform(0.1, 0.9, (2, 2 * side, 3 * side, config.channels))
@@ -207,110 +192,16 @@ def test_strides_and_offsets_are_followed(tmp_path):
     assert (kernel == encoder.state_dict()[name].numpy().transpose(2, 3, 1, 0)).all()
 
 
-# --- The way back ----------------------------------------------------------------------------
-
-LEAST = DVAEConfig(n_hid=64, n_blk_per_group=1, vocab_size=512, n_init=8)
-
-
-def random_params(config):
-    rng = np.random.default_rng(0)
-    return {
-        half: names.to_flax(
-            {
-                name: rng.normal(size=shape).astype(np.float32)
-                for name, shape in names.shapes(config, half).items()
-            }
-        )
-        for half in names.HALVES
-    }
-
-
-@pytest.fixture(scope="module")
-def least():
-    return random_params(LEAST)
-
-
-def test_openais_modules_load_what_is_saved(least, tmp_path):
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("dall_e")
-    paths = tmp_path / "encoder.pt", tmp_path / "decoder.pt"
-    openai.save(*paths, LEAST, least)
-    halves = make.modules(LEAST)
-    for path, module in zip(paths, halves, strict=True):
-        for mmap in (False, True):
-            module.load_state_dict(torch.load(path, weights_only=True, mmap=mmap))
-    for half, module in zip(names.HALVES, halves, strict=True):
-        expected = names.from_flax(LEAST, least, half)
-        assert set(module.state_dict()) == set(expected)
-        for name, tensor in module.state_dict().items():
-            assert (tensor.numpy() == expected[name]).all()
-    config, params = openai.load(*paths)
-    assert config == LEAST
-    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), params, least)))
-
-
-def test_other_numbers_of_maps_fit_openais_decoder(tmp_path):
-    config = dataclasses.replace(LEAST, stats_per_channel=6)
-    params = random_params(config)
-    paths = tmp_path / "encoder.pt", tmp_path / "decoder.pt"
-    openai.save(*paths, config, params)
-    assert openai.load(*paths)[0] == config
-    torch = pytest.importorskip("torch")
-    decoder = pytest.importorskip("dall_e.decoder").Decoder
-    module = decoder(
-        n_hid=64, n_blk_per_group=1, vocab_size=512, n_init=8, output_channels=3 * 6 // 2
-    )
-    module.load_state_dict(torch.load(paths[1], weights_only=True))
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"group_count": 3}, "group_count is 3, not 4"),
-        ({"n_hid": 60}, "n_hid is 60, below 64"),
-        ({"vocab_size": 500}, "vocab_size is 500, below 512"),
-        ({"n_init": 4}, "n_init is 4, below 8"),
-        ({"constant_scale": "shared"}, "its scale is a parameter"),
-        ({"stats_per_channel": 1}, "3 maps are an odd number"),
-    ],
-)
-def test_models_that_openais_modules_cannot_take(changes, words, tmp_path):
-    config = dataclasses.replace(LEAST, **changes)
-    with pytest.raises(ValueError, match=re.escape(words)) as caught:
-        openai.save(tmp_path / "a", tmp_path / "b", config, {})
-    assert "exchange.save" in str(caught.value)
-    assert not list(tmp_path.iterdir())
-
-
-def test_save_overwrites_nothing_and_leaves_nothing_behind(least, tmp_path):
-    (tmp_path / "b").write_text("mine")
-    for pair in (("a", "b"), ("b", "a")):
-        with pytest.raises(FileExistsError, match="choose another name"):
-            openai.save(*(tmp_path / name for name in pair), LEAST, least)
-    with pytest.raises(ValueError, match="named twice"):
-        openai.save(tmp_path / "a", tmp_path / "a", LEAST, least)
-    with pytest.raises(FileNotFoundError):
-        openai.save(tmp_path / "a", tmp_path / "no" / "c", LEAST, least)
-    broken = {**least, "decoder": {}}
-    with pytest.raises(ValueError, match="params have no decoder/input/kernel"):
-        openai.save(tmp_path / "a", tmp_path / "c", LEAST, broken)
-    assert [path.name for path in tmp_path.iterdir()] == ["b"]
-    assert (tmp_path / "b").read_text() == "mine"
-
-
 # --- Tensors that are not a dVAE's -----------------------------------------------------------
 
 
 def read_arrays(path):
-    """Name to array of a file of torch, through the reader under test."""
-    with path.open("rb") as stream:
-        contents, _ = torch_files.read_zip(stream, path.stat().st_size)
-        return {name: np.array(tensor.read()) for name, tensor in contents.tensors.items()}
+    """Name to array, to be changed."""
+    return {name: np.array(array) for name, array in files.read(path).arrays.items()}
 
 
 def write_arrays(path, arrays):
-    with path.open("wb") as stream:
-        torch_writer.write_zip(stream, arrays)
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
     return path
 
 
@@ -318,13 +209,13 @@ def write_arrays(path, arrays):
     ("change", "words"),
     [
         (lambda a: a.pop("blocks.group_1.block_1.res_path.conv_2.b"), "missing: .*conv_2.b"),
-        (lambda a: a.pop("blocks.input.w"), "'blocks.input.w' is missing or strange"),
-        (lambda a: a.pop("blocks.output.conv.w"), "'blocks.output.conv.w' is missing"),
-        (lambda a: a.update(extra=np.ones(3, np.float32)), "left over: 'extra'"),
+        (lambda a: a.pop("blocks.input.w"), "encoder.blocks.input.w is missing or strange"),
+        (lambda a: a.pop("blocks.output.conv.w"), "blocks.output.conv.w is missing"),
+        (lambda a: a.update(extra=np.ones(3, np.float32)), "left over: 'encoder.extra'"),
         (lambda a: a.update({"blocks.input.b": np.ones(5, np.float32)}), r"has shape \(5,\)"),
         (
             lambda a: a.update({"blocks.group_1.block_1.id_path.w": np.ones(1, np.float32)}),
-            "left over: 'blocks.group_1.block_1.id_path.w'",
+            "left over: 'encoder.blocks.group_1.block_1.id_path.w'",
         ),
         (
             lambda a: a.update({"blocks.group_9.block_1.id_path.w": np.ones(1, np.float32)}),
@@ -354,13 +245,12 @@ def test_halves_of_two_models(tmp_path):
 
 
 def test_integers_are_no_weights(tmp_path):
-    numpy = pytest.importorskip("safetensors.numpy")
     arrays = read_arrays(DATA / "encoder.pt")
     arrays["blocks.input.b"] = np.ones(4, np.int32)
-    numpy.save_file(arrays, tmp_path / "encoder")
+    write_arrays(tmp_path / "encoder", arrays)
     refuse(tmp_path / "encoder", DATA / "decoder.pt", match="blocks.input.b is int32")
     arrays["blocks.input.b"] = np.array([1e300, 0, 0, 0])  # finite, but not in float32
-    numpy.save_file(arrays, tmp_path / "encoder")
+    write_arrays(tmp_path / "encoder", arrays)
     refuse(tmp_path / "encoder", DATA / "decoder.pt", match="blocks.input.b has values .* finite")
 
 
@@ -439,7 +329,7 @@ HOSTILE = {
     ),
     "line breaks in a name": (b"\x80\x04\x8c\x05a\nb\nc\x8c\x01d\x93.", r"a\\nb"),
     "inst": (b"\x80\x02(ios\nsystem\n.", "opcode INST"),
-    "obj": (b"\x80\x02(cos\nsystem\no.", "'os.system'"),
+    "obj": (b"\x80\x02(cos\nsystem\no.", "opcode OBJ"),
     "obj of a listed class": (b"\x80\x02(ctorch\nSize\no.", "opcode OBJ"),
     "newobj_ex": (PROTOCOL + b"ctorch\nSize\n)}\x92.", "opcode NEWOBJ_EX"),
     "ext1": (b"\x80\x02\x82\x01.", "opcode EXT1"),
@@ -448,15 +338,22 @@ HOSTILE = {
     "persid as text": (b"Pfile\n.", "opcode PERSID"),
     "next buffer": (b"\x80\x05\x97.", "opcode NEXT_BUFFER"),
     "bytearray": (b"\x80\x05\x96\x01\x00\x00\x00\x00\x00\x00\x00a.", "opcode BYTEARRAY8"),
-    "calls an object": (b"\x80\x02" + INERT + b")R.", "calls a Inert"),
-    "calls a value": (b"\x80\x02ctorch\nfloat32\n)R.", "calls 'torch.float32'"),
-    "calls with a list": (b"\x80\x02ccollections\nOrderedDict\n]R.", "strangely"),
-    "state of a class": (b"\x80\x02ctorch\nSize\n}b.", "sets the state of a Global"),
-    "state of a list": (b"\x80\x02]}b.", "sets the state of a list"),
-    "state with slots": (b"\x80\x02" + INERT + b"N}\x86b.", "sets the state of a Inert"),
+    "calls an object": (b"\x80\x02" + INERT + b")R.", "damaged"),
+    "calls a value": (b"\x80\x02ctorch\nfloat32\n)R.", "calls torch.float32"),
+    "calls with a list": (b"\x80\x02ccollections\nOrderedDict\n]R.", "damaged"),
+    "state of a class": (b"\x80\x02ctorch\nSize\n}b.", "sets the state of torch.Size"),
+    "state of a list": (b"\x80\x02]}b.", "damaged"),
+    "state with slots": (b"\x80\x02" + INERT + b"N}\x86b.", "strange state"),
+    "attributes of a function": (
+        b"\x80\x02ctorch\nSize\nN}" + text("_call") + b"Ns\x86b.",
+        "sets the state of torch.Size",
+    ),
+    "a class is built": (b"\x80\x02" + INERT[:-2] + b"}b.", "damaged"),
+    "a class takes arguments": (b"\x80\x02" + INERT[:-2] + b"N\x85\x81.", "damaged"),
+    "a function is no class": (b"\x80\x02ctorch\nSize\n)\x81.", "damaged"),
     "setstate": (b"\x80\x02" + INERT + b"}" + text("__setstate__") + OPENS + b"sb.", "os.system"),
     "nothing": (b"\x80\x02.", "damaged"),
-    "stack underflow": (b"\x80\x020.", "damaged"),
+    "stack underflow": (b"\x80\x02a.", "damaged"),
     "two results": (b"\x80\x02NN.", "damaged"),
     "no stop": (b"\x80\x02N", "damaged"),
     "unknown opcode": (b"\x80\x02\xff.", "damaged"),
@@ -467,7 +364,7 @@ HOSTILE = {
     "tuple as a key": (b"\x80\x02})Ns.", "damaged"),
     "huge string": (b"\x80\x04\x8d" + b"\xff" * 7 + b"\x7f.", "damaged"),
     "huge bytes": (b"\x80\x04\x8e" + b"\xff" * 8 + b".", "damaged"),
-    "huge frame": (b"\x80\x04\x95" + b"\xff" * 8 + b"N.", "holds a NoneType"),
+    "huge frame": (b"\x80\x04\x95" + b"\xff" * 8 + b"N.", "damaged"),
     "negative length": (b"\x80\x02\x8b\xff\xff\xff\xff.", "damaged"),
     "huge integer": (
         b"\x80\x02\x8b" + struct.pack("<i", 10**6) + b"\x01" * 10**6 + b".",
@@ -475,11 +372,14 @@ HOSTILE = {
     ),
     "digits": (b"L" + b"9" * 10**6 + b"L\n.", "damaged"),
     "a string": (b"\x80\x02" + text("hello") + b".", "neither modules nor a dictionary"),
-    "a module alone": (b"\x80\x02" + INERT + b".", "'blocks.input.w' is missing"),
-    "a device": (b"\x80\x02ctorch\ndevice\n" + text("cpu") + b"\x85R.", "is a torch.device"),
+    "a module alone": (b"\x80\x02" + INERT + b".", "blocks.input.w is missing"),
+    "a device": (b"\x80\x02ctorch\ndevice\n" + text("cpu") + b"\x85R.", "holds a NoneType"),
     "a dictionary of numbers": (b"\x80\x02}" + text("epoch") + b"K\x01s.", "under 'epoch'"),
     "integer names": (b"\x80\x02}K\x01Ns.", "damaged"),
-    "far memo": (b"\x80\x02}r\xff\xff\xff\xff.", "damaged"),
+    "far memo": (b"\x80\x02}r\xff\xff\xff\xff.", "damaged"),  # 64 GiB of Unpickler's memo
+    "items of a set": (b"\x80\x04\x8f(Nu.", "damaged"),
+    "filled set": (b"\x80\x04\x8f(N\x90.", "opcode ADDITEMS"),
+    "mark as an item": (b"\x80\x02(N\x86.", "damaged"),
 }
 
 
@@ -592,7 +492,7 @@ def test_modules_that_contain_themselves(tmp_path):
             {"size": b"(" + b"K\x01" * 9 + b"t", "stride": b"(" + b"K\x01" * 9 + b"t"},
             "not make one",
         ),
-        ({}, "'blocks.input.w' is missing"),
+        ({}, "blocks.input.w is missing"),
     ],
 )
 def test_tensors_outside_their_storage(changes, words, tmp_path):
@@ -601,11 +501,13 @@ def test_tensors_outside_their_storage(changes, words, tmp_path):
     refuse(path, DATA / "decoder.pkl", match=words)
 
 
-def test_sizes_that_change_after_they_were_checked(tmp_path):
+def test_sizes_that_change_after_they_were_checked():
     data = tensor_pickle(size=b"]q\x05K\x04a", stride=b"]q\x06K\x01a")
-    data = data[:-2] + b"h\x05J\x00\x00\x00\x40a0" + b"h\x06K\x00a0" + b"s."
-    path = archive(tmp_path / "encoder.pkl", data, {"data/0": bytes(16)})
-    assert read_arrays(path)["blocks.input.b"].shape == (4,)
+    # The same lists again as the value of "b", with another item each.
+    data = data[:-1] + text("b") + b"h\x05J\x00\x00\x00\x40ah\x06K\x00a\x86s."
+    root, _ = pickles.read(io.BytesIO(data))
+    assert root["b"] == ([4, 2**30], [1, 0])
+    assert root["blocks.input.b"].shape == (4,)
 
 
 def test_one_storage_for_many_tensors(tmp_path):
@@ -793,35 +695,16 @@ def test_files_of_other_kinds(tmp_path):
         refuse(path, DATA / "decoder.pkl", match="empty|neither a file of torch.save")
 
 
-# --- The machine that reads pickles ----------------------------------------------------------
+# --- Plain data ------------------------------------------------------------------------------
 
 
-def test_plain_data_is_read_as_pickle_reads_it():
-    rules = pickles.Rules({}, frozenset(), frozenset(), persistent=lambda key: None)
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_plain_data_is_read_as_pickle_reads_it(protocol):
     shared = [1, -2, 2**70, 1.5, True, None, "é\n", ()]
     value = {"a": shared, "b": (shared, {"c": [shared]}, (1,), (1, 2), (1, 2, 3)), "c": "x" * 300}
-    for protocol in range(6):
-        data = pickle.dumps(value, protocol)
-        found = pickles.read(io.BytesIO(data), rules)
-        assert found == value
-        assert found["a"] is found["b"][0]
-
-
-def test_every_opcode_is_known_or_refused():
-    """An opcode is either one of plain data, or it makes nothing."""
-    rules = pickles.Rules({}, frozenset(), frozenset(), persistent=lambda key: None)
-    refused = set()
-    for opcode in pickletools.opcodes:
-        machine = pickles._Machine(rules)
-        try:
-            machine.step(opcode.name, 0)
-        except WeightsError as error:
-            if "opcode" in str(error):
-                refused.add(opcode.name)
-        except (IndexError, ValueError, TypeError, AttributeError, KeyError):
-            pass
-    assert refused == {
-        *("INST", "OBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID", "NEXT_BUFFER"),
-        *("READONLY_BUFFER", "BYTEARRAY8", "STRING", "BINSTRING", "SHORT_BINSTRING"),
-        *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "DUP", "FROZENSET"),
-    }
+    stream = io.BytesIO(pickle.dumps(value, protocol) + b"more")
+    found, storages = pickles.read(stream)
+    assert found == value
+    assert found["a"] is found["b"][0]
+    assert not storages
+    assert stream.read() == b"more"

@@ -1,6 +1,6 @@
 """Makes the files beside it, with torch and OpenAI's package, the way the published ones were made.
 
-python tests/models/data/make_openai_files.py
+python tests/weights/data/make_openai_files.py
 
 Made with torch 2.13.0 and DALL-E 0.1. A dVAE of two groups and 1,392 parameters, random biases:
 
