@@ -2,9 +2,13 @@
 
 import dataclasses
 
+import numpy as np
+import safetensors.numpy
+
 from logit_laplace_jax.models.config import DVAEConfig
 from logit_laplace_jax.training.config import LikelihoodConfig, OptimizerConfig, TrainConfig
 from logit_laplace_jax.training.schedules import Schedule
+from logit_laplace_jax.weights import names
 
 MODEL = DVAEConfig(group_count=2, n_hid=4, n_blk_per_group=1, vocab_size=8, n_init=4)
 
@@ -64,3 +68,15 @@ def run_config(folder, **values):
         optimizer=OptimizerConfig(ema_decay=0.5, weight_decay=0.1),
     )
     return config(**base | values)
+
+
+def save_pair(encoder, decoder, params):
+    """Writes a model's halves as two state dicts under OpenAI's names, in safetensors."""
+    for path in (encoder, decoder):
+        half = path.stem
+        arrays = {
+            name.removeprefix(f"{half}."): np.ascontiguousarray(names.to_torch(np.asarray(leaf)))
+            for name, leaf in names.flatten(params).items()
+            if name.startswith(f"{half}.")
+        }
+        safetensors.numpy.save_file(arrays, path)

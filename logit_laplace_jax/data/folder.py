@@ -1,13 +1,18 @@
 """A folder of images as the two splits of a data set."""
 
+import hashlib
+import logging
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from logit_laplace_jax.data.errors import DataError
-from logit_laplace_jax.data.folder_index import open_index
-from logit_laplace_jax.data.walk import EXTENSIONS, FileNames, printable
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"})
+"""Endings of image files, compared without regard to case."""
+
+HELD_OUT = 0.05
+"""Share of a folder without split folders that is held out for validation."""
 
 _VALIDATION_NAMES = ("val", "validation", "valid", "test")
 
@@ -16,37 +21,28 @@ class SplitFiles:
     """The images of one split by number, in the order of their printable names.
 
     Args:
-        root: the folder that the names are relative to.
+        root: the folder that the files are relative to.
         prefix: put before every name.
-        files: the names of both splits.
-        chosen: int64, which of them belong to the split; None is all.
+        files: paths relative to ``root``.
     """
 
-    def __init__(self, root: str, prefix: str, files: FileNames, chosen: np.ndarray | None = None):
-        self._root = os.fsencode(root)
-        self._prefix = prefix
-        self._files = files
-        self._chosen = chosen
+    def __init__(self, root: str, prefix: str, files: Sequence[str]):
+        self._root, self._prefix, self._files = root, prefix, files
 
     def __len__(self) -> int:
-        return len(self._files) if self._chosen is None else len(self._chosen)
+        return len(self._files)
 
     def name(self, index: int) -> str:
         """The path relative to the data set's folder, with `/`, in a form that can be printed."""
-        return self._prefix + printable(self._file(index))
+        return self._prefix + printable(self._files[index])
 
     def names(self, start: int, stop: int) -> list[str]:
         """The names of images start … stop − 1."""
-        numbers = np.arange(start, stop) if self._chosen is None else self._chosen[start:stop]
-        names = self._files.printable(numbers)
-        return [self._prefix + name for name in names] if self._prefix else names
+        return [self._prefix + printable(file) for file in self._files[start:stop]]
 
     def path(self, index: int) -> Path:
         """The file."""
-        return Path(os.fsdecode(os.path.join(self._root, self._file(index))))
-
-    def _file(self, index: int) -> bytes:
-        return self._files[index if self._chosen is None else int(self._chosen[index])]
+        return Path(self._root, self._files[index])
 
 
 def list_split(path: str, split: str) -> SplitFiles:
@@ -57,8 +53,7 @@ def list_split(path: str, split: str) -> SplitFiles:
     one, are held out for validation. An image never changes sides when others are added, except
     that a sole held-out one gives way.
 
-    Hidden files and folders (`.name`) are passed over; links are followed, each folder once. Large
-    folders are walked once and then remembered: see `folder_index.py`.
+    Hidden files and folders (`.name`) are passed over; links are followed, each folder once.
 
     Args:
         path: the folder; `~` is expanded.
@@ -78,9 +73,8 @@ def list_split(path: str, split: str) -> SplitFiles:
     if not root.is_dir():
         raise DataError(f"{root} is a file, not a folder: give the folder that holds the images")
     base = _split_folder(root, split)
-    index = open_index(str(base or root))
-    files = index.files
-    if not len(files):
+    files = list_images(str(base or root))
+    if not files:
         endings = " ".join(sorted(ending[1:] for ending in EXTENSIONS))
         raise DataError(f"no image in {base or root} or below it (looked for {endings})")
     if base is not None:
@@ -90,10 +84,8 @@ def list_split(path: str, split: str) -> SplitFiles:
             f"{root} holds a single image, so none is left for validation: "
             "add another, or the folders train and val"
         )
-    chosen = index.held_out
-    if split == "train":
-        chosen = np.delete(np.arange(len(files)), chosen)
-    return SplitFiles(str(root), "", files, chosen)
+    chosen = held_out(files)
+    return SplitFiles(str(root), "", [f for f in files if (f in chosen) == (split == "validation")])
 
 
 def _split_folder(root: Path, split: str) -> Path | None:
@@ -103,3 +95,72 @@ def _split_folder(root: Path, split: str) -> Path | None:
     if not train.is_dir() or validation is None:
         return None
     return train if split == "train" else validation
+
+
+def held_out(files: Sequence[str]) -> set[str]:
+    """Which files a hash of their names gives to validation.
+
+    Example:
+        >>> held_out(["0.png", "1.png", "2.png"])
+        {'0.png'}
+    """
+
+    def score(file: str) -> float:
+        digest = hashlib.sha256(printable(file).encode()).digest()
+        return int.from_bytes(digest[:8], "big") / 2**64
+
+    scores = {file: score(file) for file in files}
+    count = sum(value < HELD_OUT for value in scores.values())
+    # At least one on each side, as far as there are two.
+    count = min(max(count, 1), max(len(files) - 1, 1)) if len(files) > 1 else 0
+    return set(sorted(files, key=scores.__getitem__)[:count])
+
+
+def list_images(root: str) -> list[str]:
+    """The images below a folder: paths relative to it, in the order of their printable names.
+
+    What is neither a file nor a link to nowhere (a pipe, a device) is passed over: reading it could
+    wait for ever. Links to nowhere are kept, to be named when they are read.
+
+    Raises:
+        DataError: the folder itself cannot be read. One below it is named in the log.
+    """
+    found: list[str] = []
+    entered: set[tuple[int, int]] = set()  # a link back to a folder above would be walked for ever
+    waiting = [root]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in entered:
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as listed:
+                entries = [entry for entry in listed if not entry.name.startswith(".")]
+        except OSError as error:
+            if folder == root:
+                raise DataError(f"the folder {root} cannot be read: {error.strerror}") from error
+            logging.getLogger(__name__).warning("skipped %s: %s", printable(folder), error.strerror)
+            continue
+        folders = [entry.path for entry in entries if _holds(entry.is_dir)]
+        # The order decides under which of its names a folder with several is entered.
+        waiting.extend(sorted(folders, reverse=True))
+        found.extend(
+            entry.path.removeprefix(root).lstrip("/")
+            for entry in entries
+            if os.path.splitext(entry.name)[1].lower() in EXTENSIONS
+            and (_holds(entry.is_file) or not os.path.exists(entry.path))
+        )
+    return sorted(found, key=lambda file: (printable(file), os.fsencode(file)))
+
+
+def printable(file: str) -> str:
+    r"""A file's name as text that can be printed: bytes that are no UTF-8 become `\xff`."""
+    return os.fsencode(file).decode("utf-8", "backslashreplace")
+
+
+def _holds(question: Callable[[], bool]) -> bool:
+    try:
+        return question()
+    except OSError:  # a link whose end cannot be looked at
+        return False

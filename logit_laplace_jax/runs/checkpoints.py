@@ -265,15 +265,15 @@ class Checkpoints:
         Raises:
           CheckpointError: none can be read.
         """
-        for step, reason in self._damaged:
-            say(f"damaged   checkpoint {step} ({reason}); going on from the one before")
+        for damaged, reason in self._damaged:
+            say(f"damaged   checkpoint {damaged} ({reason}); going on from the one before")
         while True:
-            step = self.latest
             try:
-                return self.restore(like, step, shardings)
+                return self.restore(like, None, shardings)
             except CheckpointError as error:
                 if len(self.steps) < 2:
                     raise
+                step = self.steps[-1]
                 say(f"damaged   checkpoint {step} ({_reason(error.__cause__)}); going on from the "
                     "one before")  # fmt: skip
             self._set_aside(step)

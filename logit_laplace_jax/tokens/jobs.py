@@ -12,21 +12,19 @@ import logging
 import os
 import re
 import shutil
-import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 import logit_laplace_jax
 from logit_laplace_jax.data.errors import DataError, TooSmallImage, UnreadableImage
 from logit_laplace_jax.data.folder import EXTENSIONS
 from logit_laplace_jax.data.sources import Source
 from logit_laplace_jax.evaluation import figures
-from logit_laplace_jax.runs.progress import duration
 from logit_laplace_jax.tokens import files as token_files
 from logit_laplace_jax.tokens import tiles as token_fit
 from logit_laplace_jax.tokens.batches import Key, ahead, apply
@@ -108,20 +106,19 @@ def encode(
         for start in range(0, len(names), save_every)
     ]
     say(f"images    {source.spec}: {len(names)}")
-    progress = _Progress("encoded", len(names), say)
+    done = sum(len(indices) for path, indices in units if path.exists())
+    progress = _progress("encoded", done, len(names), say)
     named = 0
     for path, indices in units:
         if path.exists():
-            progress.skip(len(indices))
             continue
         part = _encode_unit(tokenizer, source, indices, how, image_size, batch_size, progress)
         for name, reason in part.metadata["skipped"].items():
             named += 1
             if named <= _NAMED_IN_LOG:
-                progress.clear()
                 logging.getLogger(__name__).warning("skipped %s: %s", name, reason)
         _write_whole(path, [part], part.metadata)
-    progress.clear()
+    progress.close()
     images, skipped, counts = _totals((path for path, _ in units), config.vocab_size)
     if not images:
         shutil.rmtree(folder)
@@ -194,17 +191,18 @@ def decode(
     folder = _part_folder(output)
     _start(folder, job, _DECODED)
     paths = _file_names(tokens.names)
-    progress = _Progress("decoded", len(paths), say)
-    for start in range(0, len(paths), save_every):
-        indices = range(start, min(start + save_every, len(paths)))
-        if all((folder / paths[i]).exists() for i in indices):
-            progress.skip(len(indices))
-            continue
+    units = [
+        range(start, min(start + save_every, len(paths)))
+        for start in range(0, len(paths), save_every)
+    ]
+    left = [part for part in units if not all((folder / paths[i]).exists() for i in part)]
+    progress = _progress("decoded", len(paths) - sum(map(len, left)), len(paths), say)
+    for indices in left:
         for index, image in _decode_unit(tokenizer, tokens, indices, batch_size):
             picture = image[..., 0] if image.shape[-1] == 1 else image
             figures.save_png(folder / paths[index], picture)
-            progress.add(1)
-    progress.clear()
+            progress.update()
+    progress.close()
     output.parent.mkdir(parents=True, exist_ok=True)
     if output.exists():
         output.rmdir()  # refuses, should it hold anything by now
@@ -223,7 +221,7 @@ def _encode_unit(
     how: token_fit.Fit,
     image_size: int | None,
     batch_size: int | None,
-    progress: "_Progress",
+    progress: "tqdm[Any]",
 ) -> token_files.Tokens:
     skipped: dict[str, str] = {}
     sizes: dict[int, tuple[int, int]] = {}
@@ -238,7 +236,7 @@ def _encode_unit(
 
     def pictures() -> Iterator[tuple[Key, np.ndarray]]:
         for index, fitted in ahead(read, indices):
-            progress.add(1)
+            progress.update()
             if isinstance(fitted, DataError):
                 skipped[source.name(index)] = str(fitted)
                 continue
@@ -429,47 +427,8 @@ def _file_names(names: Iterable[str]) -> list[Path]:
     return paths
 
 
-class _Progress:
-    """Rewrites one line on a terminal; elsewhere prints a line now and then."""
-
-    def __init__(self, verb: str, total: int, say: Say, every: float = 15.0):
-        self._verb, self._total, self._say, self._every = verb, total, say, every
-        self._live = sys.stdout.isatty()
-        self._started = self._printed = time.monotonic()
-        self._done = self._here = 0
-        self._resumed = False
-        self._width = 0
-
-    def skip(self, count: int) -> None:
-        """Counts images that an earlier process has done."""
-        self._done += count
-        self._resumed = True
-
-    def add(self, count: int) -> None:
-        """Counts images, and shows it when it is time."""
-        if self._resumed and not self._here:
-            self._say(f"resuming  at image {self._done} of {self._total}")
-        self._done += count
-        self._here += count
-        now = time.monotonic()
-        if now - self._printed < (0.1 if self._live else self._every):
-            return
-        self._printed = now
-        rate = self._here / max(now - self._started, 1e-9)
-        line = (
-            f"{self._verb} {self._done}/{self._total}  {100 * self._done // self._total:3d} %  "
-            f"{rate:.1f} images/s  {duration((self._total - self._done) / rate)} left"
-        )
-        if self._live:
-            sys.stdout.write("\r" + line.ljust(self._width))
-            sys.stdout.flush()
-            self._width = len(line)
-        else:
-            self._say(line)
-
-    def clear(self) -> None:
-        """Ends the live line, so that other output starts on a fresh one."""
-        if self._width:
-            sys.stdout.write("\n")
-            sys.stdout.flush()
-            self._width = 0
+def _progress(verb: str, done: int, total: int, say: Say) -> "tqdm[Any]":
+    """A bar on a terminal, none elsewhere."""
+    if done:
+        say(f"resuming  at image {done} of {total}")
+    return tqdm(total=total, initial=done, desc=verb, unit="image", disable=None)

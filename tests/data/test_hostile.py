@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from logit_laplace_jax.data import errors, images, pipeline, skipped, sources, walk
+from logit_laplace_jax.data import errors, folder, images, pipeline, skipped, sources
 from logit_laplace_jax.data.augment import eval_crop
 
 # Pillow warns of many of these files, once each. That is as it should be.
@@ -212,12 +212,12 @@ def test_the_zoo_passes_the_check_before_a_run(zoo):
 def test_files_that_vanish_or_change_after_they_were_listed(tmp_path):
     for i in range(12):
         Image.new("RGB", (20, 20), (20 * i, 0, 0)).save(tmp_path / f"{i:02}.png")
-    found = walk.walk(str(tmp_path)).files
+    found = folder.list_images(str(tmp_path))
     source = sources.Source(
         "changing",
         "train",
-        read=lambda i: tmp_path / os.fsdecode(found[i]),
-        name=lambda i: os.fsdecode(found[i]),
+        read=lambda i: tmp_path / found[i],
+        name=lambda i: found[i],
         count=len(found),
     )
     (tmp_path / "03.png").unlink()

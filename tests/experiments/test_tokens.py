@@ -30,7 +30,7 @@ from logit_laplace_jax.tokens import jobs as token_jobs
 from logit_laplace_jax.tokens import tiles as token_fit
 from logit_laplace_jax.training import config as configs
 from logit_laplace_jax.training.state import create_state
-from logit_laplace_jax.weights import exchange, openai
+from logit_laplace_jax.weights import exchange
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -289,8 +289,8 @@ def test_an_exported_run_is_the_same_tokenizer(place, tokenizer, tmp_path):
         "likelihood": "laplace",
         "likelihood_options": dataclasses.asdict(likelihoods.get("laplace")),
     }
-    exchange.save(tmp_path / "run.pt", CONFIG, tokenizer.params, metadata)
-    again = Tokenizer.from_file(tmp_path / "run.pt")
+    exchange.save(tmp_path / "run.safetensors", CONFIG, tokenizer.params, metadata)
+    again = Tokenizer.from_file(tmp_path / "run.safetensors")
     assert again.fingerprint == tokenizer.fingerprint
     grid = np.arange(4).reshape(1, 2, 2)
     np.testing.assert_array_equal(again.decode(grid), tokenizer.decode(grid))
@@ -298,23 +298,26 @@ def test_an_exported_run_is_the_same_tokenizer(place, tokenizer, tmp_path):
 
 def test_files_of_weights_are_models_too(here, place, tmp_path):
     params = lively(init_params(CONFIG, jax.random.key(3)))
-    exchange.save(tmp_path / "model.pt", CONFIG, params, {"eps": 0.1})
+    exchange.save(tmp_path / "model.safetensors", CONFIG, params, {"eps": 0.1})
     published = DVAEConfig(n_hid=64, n_blk_per_group=1, vocab_size=512, n_init=8)
-    pair = tmp_path / "encoder.pt", tmp_path / "decoder.pt"
+    pair = tmp_path / "encoder.safetensors", tmp_path / "decoder.safetensors"
     rng = np.random.default_rng(4)  # init_params would be compiled first
     kernels = jax.tree.map(
         lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(np.float32), param_shapes(published)
     )
-    openai.save(*pair, published, kernels)
+    tiny.save_pair(*pair, kernels)
     picture = place / "images" / "b.png"
-    for model, vocab_size in ((["model.pt"], 32), (["encoder.pt", "--decoder=decoder.pt"], 512)):
+    for model, vocab_size in (
+        (["model.safetensors"], 32),
+        (["encoder.safetensors", "--decoder=decoder.safetensors"], 512),
+    ):
         name = f"{vocab_size}.npz"
         status, _, err, _ = here("encode", *model[:1], picture, f"--output={name}", *model[1:])
         assert (status, err) == (0, "")
         content = token_files.read(tmp_path / name)
         assert content.metadata["vocab_size"] == vocab_size
         assert content.names == (picture.as_posix(),)
-    status, _, err, _ = here("decode", "model.pt", "32.npz", "--output=out")
+    status, _, err, _ = here("decode", "model.safetensors", "32.npz", "--output=out")
     assert (status, err) == (0, "")
     (target,) = (tmp_path / "out").rglob("*.png")
     assert target.name == "b.png"

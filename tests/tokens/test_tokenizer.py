@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from logit_laplace_jax.models import DVAE, DVAEConfig, init_params
@@ -13,7 +14,7 @@ from logit_laplace_jax.models.bottleneck import one_hot
 from logit_laplace_jax.models.dvae import param_shapes
 from logit_laplace_jax.tokens import Tokenizer
 from logit_laplace_jax.tokens.ranges import RangeWarning
-from logit_laplace_jax.weights import exchange, openai
+from logit_laplace_jax.weights import exchange
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -274,12 +275,14 @@ def test_the_fingerprint_changes_with_all_that_tokens_depend_on(params):
 
 def test_a_file_of_ours_brings_its_epsilon_and_likelihood(params, tmp_path):
     tokens = np.arange(8).reshape(1, 4, 2)
-    exchange.save(tmp_path / "plain.pt", CONFIG, params)
-    plain = Tokenizer.from_file(tmp_path / "plain.pt")
+    exchange.save(tmp_path / "plain.safetensors", CONFIG, params)
+    plain = Tokenizer.from_file(tmp_path / "plain.safetensors")
     assert plain.fingerprint == Tokenizer(CONFIG, params).fingerprint
     np.testing.assert_array_equal(plain.decode(tokens), Tokenizer(CONFIG, params).decode(tokens))
-    exchange.save(tmp_path / "l1.pt", CONFIG, params, {"eps": 0.05, "likelihood": "laplace"})
-    other = Tokenizer.from_file(tmp_path / "l1.pt")
+    exchange.save(
+        tmp_path / "l1.safetensors", CONFIG, params, {"eps": 0.05, "likelihood": "laplace"}
+    )
+    other = Tokenizer.from_file(tmp_path / "l1.safetensors")
     assert other.eps == 0.05
     stats = DVAE(CONFIG).apply({"params": params}, jnp.asarray(tokens), method="decode_tokens")
     # Laplace's location is that of 2v - 1.
@@ -298,18 +301,18 @@ def test_a_file_of_ours_brings_its_epsilon_and_likelihood(params, tmp_path):
     ],
 )
 def test_a_file_that_says_nonsense_is_refused_in_one_line(params, tmp_path, metadata, words):
-    exchange.save(tmp_path / "model.pt", CONFIG, params, metadata)
+    exchange.save(tmp_path / "model.safetensors", CONFIG, params, metadata)
     with pytest.raises(ValueError, match=words) as info:
-        Tokenizer.from_file(tmp_path / "model.pt")
-    assert "model.pt" in str(info.value)
+        Tokenizer.from_file(tmp_path / "model.safetensors")
+    assert "model.safetensors" in str(info.value)
     assert "\n" not in str(info.value)
 
 
 def test_a_published_pair(tmp_path):
     config = DVAEConfig(n_hid=64, n_blk_per_group=1, vocab_size=512, n_init=8)  # their least
     params = plain_params(config)
-    files = tmp_path / "encoder.pt", tmp_path / "decoder.pt"
-    openai.save(*files, config, params)
+    files = tmp_path / "encoder.safetensors", tmp_path / "decoder.safetensors"
+    tiny.save_pair(*files, params)
     tokenizer = Tokenizer.from_openai(*files)
     assert tokenizer.fingerprint == Tokenizer(config, params).fingerprint
     with pytest.raises(ValueError, match="encoder"):
