@@ -109,34 +109,34 @@ def eval_crop(image: np.ndarray, size: int) -> np.ndarray:
     return area_resize(image, (size, size), (left, top, left + side, top + side))
 
 
-def grid_crops(image: np.ndarray, size: int, scale: float = 1.0) -> list[np.ndarray]:
-    """All whole tiles of the photograph at one scale: many fixed crops of few photographs.
+def grid_crops(image: np.ndarray, size: int, resize: float = 1.0) -> list[np.ndarray]:
+    """All whole tiles of the photograph at one resize: many fixed crops of few photographs.
 
-    The photograph is area-resized by `scale`, then cut into size×size tiles that do not overlap;
+    The photograph is area-resized by `resize`, then cut into size×size tiles that do not overlap;
     the grid is centred, and what is left over at the borders is dropped. A photograph in which not
     even one tile would fit is reduced less, until one does.
 
     Args:
         image: uint8 [H, W, C].
         size: side of a tile, in pixels.
-        scale: factor of the resizing, in (0, 1].
+        resize: factor of the resizing, in (0, 1].
 
     Returns:
         The tiles row by row, each uint8 [size, size, C]; at least one.
 
     Raises:
         TooSmallImage: the short side is below `size`.
-        ValueError: `scale` is outside (0, 1].
+        ValueError: `resize` is outside (0, 1].
 
     Example:
-        >>> len(grid_crops(np.zeros((60, 80, 3), np.uint8), 16, scale=0.5))
+        >>> len(grid_crops(np.zeros((60, 80, 3), np.uint8), 16, resize=0.5))
         2
     """
-    if not 0 < scale <= 1:
-        raise ValueError(f"scale must be in (0, 1], not {scale}")
+    if not 0 < resize <= 1:
+        raise ValueError(f"resize must be in (0, 1], not {resize}")
     height, width = _checked(image, size)
-    scale = max(scale, size / min(height, width))
-    new_height, new_width = max(size, round(height * scale)), max(size, round(width * scale))
+    resize = max(resize, size / min(height, width))
+    new_height, new_width = max(size, round(height * resize)), max(size, round(width * resize))
     if (new_height, new_width) != (height, width):
         image = area_resize(image, (new_width, new_height))
     rows, columns = new_height // size, new_width // size

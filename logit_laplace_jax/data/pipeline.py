@@ -264,7 +264,7 @@ def eval_batches(
     channels: int = 3,
     data_dir: str | None = None,
     limit: int | None = None,
-    grid_scale: float | None = None,
+    resize: float | None = None,
     split: Split = "validation",
     shard_index: int = 0,
     shard_count: int = 1,
@@ -285,8 +285,8 @@ def eval_batches(
         data_dir: where TFDS keeps its data sets.
         limit: the first so many images, usable or not, with centre crops, so there are at most so
             many crops; the first so many tiles, with tiles. None takes all.
-        grid_scale: None takes one centre crop of each image (`augment.eval_crop`); a number takes
-            all tiles of each image at that scale (`augment.grid_crops`).
+        resize: None takes one centre crop of each image (`augment.eval_crop`); a number takes
+            all tiles of each image at that size (`augment.grid_crops`).
         split: `validation` or `train`; not used with an open source.
         shard_index: which part of every batch is wanted, 0 … shard_count − 1.
         shard_count: into how many equal parts batches are cut; divides `batch_size`.
@@ -318,18 +318,18 @@ def eval_batches(
     part = _part(batch_size, shard_index, shard_count)
     if limit is not None and limit < 1:
         raise DataError(f"limit must be at least 1, not {limit}")
-    if grid_scale is not None and not 0 < grid_scale <= 1:
-        raise DataError(f"grid_scale must be in (0, 1], not {grid_scale}")
+    if resize is not None and not 0 < resize <= 1:
+        raise DataError(f"resize must be in (0, 1], not {resize}")
     source = _open(spec, split, data_dir, channels)
     row_shape = (image_size, image_size, channels)
     own = slice(shard_index * part, (shard_index + 1) * part)
 
-    if grid_scale is not None:
+    if resize is not None:
         skipped = Skipped(source, len(source))
 
         def tiles(index: int) -> list[np.ndarray]:
             try:
-                return grid_crops(source[index], image_size, grid_scale)
+                return grid_crops(source[index], image_size, resize)
             except (UnreadableImage, TooSmallImage) as error:
                 skipped.add(index, error)
                 return []
@@ -426,7 +426,7 @@ def whole_batches(
     channels: int = 3,
     data_dir: str | None = None,
     limit: int | None = None,
-    scale: float | None = None,
+    resize: float | None = None,
     split: Split = "validation",
     threads: int | None = None,
 ) -> WholeBatches:
@@ -440,7 +440,7 @@ def whole_batches(
         channels: 3 for RGB, 1 for grey.
         data_dir: where TFDS keeps its data sets.
         limit: the first so many images; None takes all.
-        scale: size of the images evaluated, as a share of their own, in (0, 1]; None is 1.
+        resize: size of the images evaluated, as a share of their own, in (0, 1]; None is 1.
         split: `validation` or `train`; not used with an open source.
         threads: number of decoding threads; 0 decodes when a batch is asked for, None takes one a
             core (see `default_threads`). It changes no pixel.
@@ -465,8 +465,8 @@ def whole_batches(
     threads = _check_sizes(multiple, batch_size, threads)
     if limit is not None and limit < 1:
         raise DataError(f"limit must be at least 1, not {limit}")
-    if scale is not None and not 0 < scale <= 1:
-        raise DataError(f"scale must be in (0, 1], not {scale}")
+    if resize is not None and not 0 < resize <= 1:
+        raise DataError(f"resize must be in (0, 1], not {resize}")
     source = _open(spec, split, data_dir, channels)
     count = len(source) if limit is None else min(limit, len(source))
     skipped = Skipped(source, count)
@@ -477,8 +477,8 @@ def whole_batches(
         except UnreadableImage as error:
             skipped.add(index, error)
             return None
-        if scale is not None and scale < 1:
-            height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
+        if resize is not None and resize < 1:
+            height, width = (max(1, round(side * resize)) for side in pixels.shape[:2])
             pixels = area_resize(pixels, (width, height))
         return source.name(index), pixels
 

@@ -220,7 +220,7 @@ def evaluate_run(
             channels=config.model.channels,
             data_dir=config.data.data_dir,
             limit=limit or config.evaluation.images,
-            scale=resize,
+            resize=resize,
         )
         if edge_maps is not None:
             batches = _WithEdges(batches, edges.BoundaryMaps(edge_maps))

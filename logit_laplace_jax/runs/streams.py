@@ -66,7 +66,7 @@ def held_out(
         channels=config.model.channels,
         data_dir=config.data.data_dir,
         limit=limit or config.evaluation.images,
-        grid_scale=config.evaluation.resize,
+        resize=config.evaluation.resize,
         shard_index=jax.process_index() if sharded else 0,
         shard_count=jax.process_count() if sharded else 1,
     )

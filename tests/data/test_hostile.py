@@ -194,7 +194,7 @@ def test_evaluation_never_stops_and_names_every_bad_image_once(zoo, monkeypatch,
 
 
 def test_tiles_and_whole_images_of_the_zoo(zoo):
-    tiles = evaluate(zoo, grid_scale=1.0)
+    tiles = evaluate(zoo, resize=1.0)
     # 40×30 holds two tiles of 16.
     good = len(zoo[1]) - len(unusable(zoo))
     assert sum(batch["mask"].sum() for batch in tiles) == 2 * good

@@ -334,7 +334,7 @@ def test_grid_and_limit(limit):
     # Seven images, 40…46 high and 49…55 wide: 2×3 tiles of 16 each.
     batches = list(
         pipeline.eval_batches(
-            make_source(7), image_size=16, batch_size=4, grid_scale=1.0, limit=limit, threads=0
+            make_source(7), image_size=16, batch_size=4, resize=1.0, limit=limit, threads=0
         )
     )
     assert sum(batch["mask"].sum() for batch in batches) == min(limit, 42)
@@ -346,14 +346,14 @@ def held_out(source, **options):
     return pipeline.eval_batches(source, **{"image_size": 16, "batch_size": 8, **options})
 
 
-@pytest.mark.parametrize("grid_scale", [None, 0.8])
+@pytest.mark.parametrize("resize", [None, 0.8])
 @pytest.mark.parametrize("bad", [(), (0, 3, 8, 9, 10, 11, 12, 13, 14, 15, 20)])
 @pytest.mark.parametrize("limit", [None, 1, 8, 13, 100])
 @pytest.mark.parametrize("shard_count", [2, 8])
-def test_evaluation_shards_put_together_are_the_whole_batches(grid_scale, bad, limit, shard_count):
+def test_evaluation_shards_put_together_are_the_whole_batches(resize, bad, limit, shard_count):
     source = make_source(21, bad=bad, small=(5,))
-    options = {"grid_scale": grid_scale, "limit": limit, "threads": 0}
-    if bad and limit == 1 and grid_scale is None:
+    options = {"resize": resize, "limit": limit, "threads": 0}
+    if bad and limit == 1 and resize is None:
         limit = options["limit"] = 2  # Image 0 is bad: see below for what one process says then.
     whole = list(held_out(source, **options))
     shards = [
@@ -401,7 +401,7 @@ def test_a_shard_without_usable_images_does_not_stop_alone():
     for k in range(2):
         shard = held_out(make_source(16, bad=range(4)), shard_index=k, **few)
         assert [batch["mask"].sum() for batch in shard] == [0]
-    tiles = held_out(make_source(16, bad=range(16)), shard_index=1, shard_count=2, grid_scale=1.0)
+    tiles = held_out(make_source(16, bad=range(16)), shard_index=1, shard_count=2, resize=1.0)
     with pytest.raises(errors.DataError, match="none of the 16"):
         list(tiles)  # Each process sees all images, so all of them stop.
 
@@ -409,8 +409,8 @@ def test_a_shard_without_usable_images_does_not_stop_alone():
 def test_wrong_evaluation_options_are_refused():
     for wrong in (
         {"limit": 0},
-        {"grid_scale": 0.0},
-        {"grid_scale": 2.0},
+        {"resize": 0.0},
+        {"resize": 2.0},
         {"batch_size": 0},
         {"shard_count": 3},
         {"shard_index": 1},
@@ -476,7 +476,7 @@ def test_photographs_from_end_to_end(tmp_path_factory):
     by_spec = pipeline.train_batches("photos", data_dir=data_dir, **options)
     np.testing.assert_array_equal(take(by_spec, 3), whole)
     grid = pipeline.eval_batches(
-        "photos", image_size=32, batch_size=64, data_dir=data_dir, grid_scale=0.5
+        "photos", image_size=32, batch_size=64, data_dir=data_dir, resize=0.5
     )
     # 150×226 (225.5 rounds to even) gives 4×7 tiles, 256×256 gives 8×8.
     assert sum(int(batch["mask"].sum()) for batch in grid) == 28 + 64

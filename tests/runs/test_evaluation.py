@@ -11,7 +11,6 @@ from scipy.stats import laplace
 
 from logit_laplace_jax.data.pipeline import whole_batches
 from logit_laplace_jax.data.sources import Source
-from logit_laplace_jax.models.config import DVAEConfig
 from logit_laplace_jax.runs.evaluation import POINTS, measure_step, measures
 from logit_laplace_jax.training import devices
 from logit_laplace_jax.training.evaluation import Evaluator
@@ -20,14 +19,7 @@ from logit_laplace_jax.training.state import create_state
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 VOCAB = 8
-CONFIG = tiny.config(
-    run_dir="",
-    data__source="photos",
-    steps=10,
-    batch_size=8,
-    image_size=8,
-    model=DVAEConfig(group_count=2, n_hid=4, n_blk_per_group=1, vocab_size=VOCAB, n_init=4),
-).resolved()
+CONFIG = tiny.config(likelihood__min_log_scale=None).resolved()
 LOC, LOG_SCALE = 0.3, -1.2
 
 
