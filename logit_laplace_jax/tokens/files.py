@@ -270,7 +270,8 @@ def parse_record(record: bytes) -> tuple[np.ndarray, dict[str, Any]]:
 
 
 def _read_npz(path: Path) -> Tokens:
-    with np.load(path, allow_pickle=False) as held:
+    # A file of our own: NumPy leaves a damaged one open.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
         missing = [key for key in _KEYS if key not in held]
         if missing:
             raise DataError(f"it holds no {missing[0]!r}")
