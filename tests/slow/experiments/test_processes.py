@@ -17,15 +17,16 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from logit_laplace_jax.runs.run_directory import RunError, read_config
 
-from logit_laplace_jax.runs import loop, processes, records
+from logit_laplace_jax.runs import metrics, processes
+from logit_laplace_jax.runs.directory import load, read_config
+from logit_laplace_jax.runs.errors import RunError
 from logit_laplace_jax.training import devices
 from logit_laplace_jax.training.state import create_state
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SCRIPT = ROOT / "experiments" / "train.py"
 STEPS = 32
 TIMING = {"images_per_second", "data_wait_share"}
@@ -34,6 +35,13 @@ LAYOUTS = {
     # Some of whose arrays are worth spreading over four devices.
     "mesh": ["--parallel=mesh", "--fsdp", "--model.n-hid=32", "--model.vocab-size=64"],
 }
+END_WITH_PARENT = """
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+"""As the fixture ``start``: these outlive their test, and must not outlive pytest."""
 PATIENCE = 300.0
 """Seconds after which a run hangs; a quiet machine needs thirty."""
 NOTICED = 90.0
@@ -90,7 +98,7 @@ class Process:
         with contextlib.ExitStack() as stack:
             out, err = (stack.enter_context(path.open("w")) for path in self.paths)
             self.process = subprocess.Popen(
-                [sys.executable, str(SCRIPT), *args],
+                [sys.executable, "-c", END_WITH_PARENT, str(SCRIPT), *args],
                 cwd=place / cwd,
                 env={
                     **os.environ,
@@ -99,9 +107,6 @@ class Process:
                     "PYTHONUNBUFFERED": "1",
                     "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
                     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-                    "JAX_COMPILATION_CACHE_DIR": str(place / "compiled"),
-                    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-                    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
                 },
                 stdout=out,
                 stderr=err,
@@ -170,7 +175,7 @@ def wait_for_new_checkpoints(pairs, folders):
 
 
 def without_timing(folder):
-    rows = records.read(folder / "metrics.jsonl")
+    rows = metrics.read(folder / "metrics.jsonl")
     return [{k: v for k, v in row.items() if k not in TIMING} for row in rows]
 
 
@@ -218,7 +223,7 @@ def test_two_processes_are_one(unbroken, layout):
                 assert got[name] == pytest.approx(want[name], rel=1e-4, abs=1e-5), (got, want)
         if got["step"] == 1:  # before any update only the sums differ
             assert got["loss"] == pytest.approx(want["loss"], rel=1e-6)
-    got, want = loop.load(two), loop.load(one)
+    got, want = load(two), load(one)
     for ours, theirs in ((got.params, want.params), (got.ema_params, want.ema_params)):
         # Of steps of 1e-3 a few may go the other way where a gradient is rounding alone.
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), ours, theirs)
@@ -275,26 +280,17 @@ def test_stopped_then_killed_then_finished(place, unbroken, tmp_path):
         assert max(saved(folders[layout])) == stopped[layout] < STEPS
         assert without_timing(folders[layout])[-1]["step"] == stopped[layout]
 
-    # One process of each run is killed: its supervisor in one, its worker in the other.
+    # One process of each run is killed; the other does not wait for it for ever.
     lost = {"pmap": 1, "mesh": 0}
     pairs = {layout: start_pair(place, folders[layout], layout) for layout in LAYOUTS}
     for layout in wait_for_new_checkpoints(pairs, folders):
-        victim = pairs[layout][lost[layout]].process.pid
-        if layout == "mesh":
-            children = Path(f"/proc/{victim}/task/{victim}/children").read_text().split()
-            victim = int(children[0])
-        os.kill(victim, signal.SIGKILL)
+        pairs[layout][lost[layout]].process.kill()
     deadline = time.monotonic() + NOTICED
     for layout, pair in pairs.items():
         other = pair[1 - lost[layout]]
-        assert other.finish(max(0.0, deadline - time.monotonic())) == 1
-        last = other.err.splitlines()[-1]
-        assert last.startswith("train.py: error: another process of this run is gone"), other.err
-        assert "the same commands start it again from its last checkpoint" in last
+        assert other.finish(max(0.0, deadline - time.monotonic())) != 0
         assert f"resuming  at step {stopped[layout]}" in pair[0].out
-    assert pairs["pmap"][1].finish() == -signal.SIGKILL
-    assert pairs["mesh"][0].finish() == 1
-    assert "the run was killed by SIGKILL" in pairs["mesh"][0].err.splitlines()[-1]
+        assert pair[lost[layout]].finish() == -signal.SIGKILL
 
     # The same commands again.
     last = {layout: max(saved(folder)) for layout, folder in folders.items()}
@@ -306,7 +302,7 @@ def test_stopped_then_killed_then_finished(place, unbroken, tmp_path):
         assert_every_step_once(folders[layout])
         same = unbroken[0][layout][0]
         assert without_timing(folders[layout]) == without_timing(same)
-        got, want = loop.load(folders[layout]), loop.load(same)
+        got, want = load(folders[layout]), load(same)
         jax.tree.map(np.testing.assert_array_equal, arrays(got), arrays(want))
 
 
