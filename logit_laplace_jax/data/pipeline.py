@@ -35,7 +35,7 @@ import numpy as np
 from logit_laplace_jax.data.augment import area_resize, eval_crop, grid_crops, train_crop
 from logit_laplace_jax.data.errors import DataError, TooSmallImage, UnreadableImage, missing_package
 from logit_laplace_jax.data.skipped import Skipped
-from logit_laplace_jax.data.sources import Source, Split, open_source
+from logit_laplace_jax.data.sources import DataSet, Source, Split, open_source
 
 try:
     import grain
@@ -122,7 +122,7 @@ class TrainBatches(Iterator[Batch]):
 
 
 def train_batches(
-    spec: str | Source,
+    spec: str | DataSet | Source,
     *,
     image_size: int,
     batch_size: int,
@@ -257,7 +257,7 @@ class EvalBatches:
 
 
 def eval_batches(
-    spec: str | Source,
+    spec: str | DataSet | Source,
     *,
     image_size: int,
     batch_size: int,
@@ -419,7 +419,7 @@ class WholeBatches:
 
 
 def whole_batches(
-    spec: str | Source,
+    spec: str | DataSet | Source,
     *,
     multiple: int,
     batch_size: int,
@@ -487,7 +487,7 @@ def whole_batches(
 
 
 def check_source(
-    spec: str,
+    spec: str | DataSet,
     *,
     image_size: int,
     channels: int = 3,
@@ -526,7 +526,7 @@ def check_source(
         else:
             which = "" if len(tried) == len(source) else f"{len(tried)} tried of the "
             raise DataError(
-                f"none of the {which}{len(source)} images of {spec} ({split}) can be used; "
+                f"none of the {which}{len(source)} images of {source.spec} ({split}) can be used; "
                 f"{first_error}"
             )
         counts[split] = len(source)
@@ -567,7 +567,9 @@ def _threaded(stream: Any, threads: int, ahead: int) -> Any:
     )
 
 
-def _open(spec: str | Source, split: Split, data_dir: str | None, channels: int) -> Source:
+def _open(
+    spec: str | DataSet | Source, split: Split, data_dir: str | None, channels: int
+) -> Source:
     if isinstance(spec, Source):
         if spec.channels != channels:
             raise DataError(f"the open source has {spec.channels} channels, not {channels}")

@@ -6,9 +6,9 @@
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from os import PathLike
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -22,6 +22,23 @@ Read = Callable[[int], bytes | PathLike[str] | np.ndarray]
 """Gives image i as file content, path or uint8 array."""
 
 _FORMS = "photos, folder:PATH or tfds:NAME"
+
+
+class DataSet(Protocol):
+    """A data set of a user's own, for ``train(config, source=...)``.
+
+    Example:
+        >>> class Noise:
+        ...     def split(self, name):  # "train" or "validation"
+        ...         rng = np.random.default_rng(name == "train")
+        ...         return rng.integers(0, 256, (4, 32, 32, 3), np.uint8)
+        >>> len(open_source(Noise(), "train"))
+        4
+    """
+
+    def split(self, name: str) -> Sequence[Any] | np.ndarray:
+        """The images of ``train`` or ``validation`` by number: uint8 [H, W, C] or [H, W], paths, or
+        file contents."""
 
 
 class Source:
@@ -116,7 +133,7 @@ class Source:
 
 
 def open_source(
-    spec: str,
+    spec: str | DataSet,
     split: Split,
     *,
     data_dir: str | None = None,
@@ -126,7 +143,7 @@ def open_source(
     """Opens one split of a data source, preparing it first where that is needed.
 
     Args:
-        spec: `photos`, `folder:PATH` or `tfds:NAME[/CONFIG][:VERSION]`.
+        spec: `photos`, `folder:PATH`, `tfds:NAME[/CONFIG][:VERSION]`, or a user's own data set.
         split: `train` or `validation`. For a folder see `folder.list_split`; for TFDS the held-out
             split is `validation`, else `test`, else the last 5 % of `train`.
         data_dir: where TFDS keeps its data sets; None is TFDS's own default. A folder needs none.
@@ -147,10 +164,21 @@ def open_source(
     """
     if split not in ("train", "validation"):
         raise DataError(f"unknown split {split!r}: give train or validation")
-    kind, colon, rest = spec.partition(":")
     read: Read
     name: Callable[[int], str]
     names: Callable[[int, int], list[str]] | None = None
+    if not isinstance(spec, str):
+        images = spec.split(split)
+        return Source(
+            type(spec).__name__,
+            split,
+            read=lambda index: images[index],
+            name=str,
+            count=len(images),
+            channels=channels,
+            cache_mib=cache_mib,
+        )
+    kind, colon, rest = spec.partition(":")
     if spec == "photos":
         from logit_laplace_jax.data import photos, tfds_images
 

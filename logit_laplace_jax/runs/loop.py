@@ -83,8 +83,8 @@ def train(
 
     Args:
       config: what to train.
-      source: a data set of the caller's own (see :mod:`logit_laplace_jax.data`), in place of the
-        configuration's ``data.source``, which then is only its name in ``config.json``.
+      source: a data set of the caller's own (:class:`logit_laplace_jax.data.sources.DataSet`), in
+        place of the configuration's ``data.source``, which then is its name in ``config.json``.
       launch: how to start; only ``memory_report`` and ``profile`` matter here.
       say: prints one line.
 

@@ -95,8 +95,8 @@ def summary(run: Run) -> list[str]:
 def save_whole_images(run: Run) -> None:
     """Saves the first held-out images entire, originals on the left, as ``final_NAME.png``."""
     config = run.config
-    source = run.source or open_source(
-        config.data.source,
+    source = open_source(
+        run.source or config.data.source,
         "validation",
         data_dir=config.data.data_dir,
         channels=config.model.channels,

@@ -443,3 +443,25 @@ def test_the_table_does_without_k_means_where_patches_are_few(base, copied, monk
 def test_held_out_images_smaller_than_a_crop_at_that_size_still_count(base, tmp_path):
     train(dataclasses.replace(base, steps=1), tmp_path / "run", evaluation__resize=0.25)
     assert rows_of(tmp_path / "run")[-1]["images"] == 2
+
+
+class Gradients:
+    """The smallest data set of a user's own."""
+
+    def split(self, name):
+        rows, columns = np.mgrid[:20, :24]
+        shades = range(3) if name == "train" else range(5, 7)
+        return [
+            np.stack([8 * rows + 20 * i, 6 * columns, 5 * (rows + columns)], -1).astype(np.uint8)
+            for i in shades
+        ]
+
+
+def test_a_data_set_of_the_callers_own(base, tmp_path):
+    config = tiny.change(base, steps=2, run_dir=str(tmp_path / "run"), data__source="gradients")
+    said = []
+    run = loop.train(config, Gradients(), say=said.append)
+    assert any("gradients: 3 images, 2 held out" in line for line in said)
+    assert rows_of(run.folder)[-1]["images"] == 6  # of tiles of both, at most six
+    report.finish(run, said.append)
+    assert (run.folder / "reconstructions" / "final_0.png").exists()
