@@ -168,13 +168,13 @@ def open_source(
     name: Callable[[int], str]
     names: Callable[[int, int], list[str]] | None = None
     if not isinstance(spec, str):
-        images = spec.split(split)
+        own: Any = spec.split(split)
         return Source(
             type(spec).__name__,
             split,
-            read=lambda index: images[index],
+            read=lambda index: own[index],
             name=str,
-            count=len(images),
+            count=len(own),
             channels=channels,
             cache_mib=cache_mib,
         )
