@@ -110,7 +110,7 @@ def eval_crop(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def grid_crops(image: np.ndarray, size: int, resize: float = 1.0) -> list[np.ndarray]:
-    """All whole tiles of the photograph at one resize: many fixed crops of few photographs.
+    """All whole tiles of the photograph at one size: many fixed crops of few photographs.
 
     The photograph is area-resized by `resize`, then cut into size×size tiles that do not overlap;
     the grid is centred, and what is left over at the borders is dropped. A photograph in which not

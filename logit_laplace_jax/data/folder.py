@@ -36,10 +36,6 @@ class SplitFiles:
         """The path relative to the data set's folder, with `/`, in a form that can be printed."""
         return self._prefix + printable(self._files[index])
 
-    def names(self, start: int, stop: int) -> list[str]:
-        """The names of images start … stop − 1."""
-        return [self._prefix + printable(file) for file in self._files[start:stop]]
-
     def path(self, index: int) -> Path:
         """The file."""
         return Path(self._root, self._files[index])

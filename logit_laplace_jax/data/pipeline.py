@@ -606,9 +606,8 @@ def _part(batch_size: int, shard_index: int, shard_count: int) -> int:
 def _fingerprint(source: Source, options: tuple[Any, ...]) -> str:
     """Changes when the stream would: other options, or other images by number or name."""
     digest = hashlib.sha256(repr((len(source), source.channels, *options)).encode())
-    for start in range(0, len(source), 4096):  # Millions of small updates would take seconds.
-        names = source.names(start, min(start + 4096, len(source)))
-        digest.update("".join(name + "\0" for name in names).encode(errors="surrogateescape"))
+    for index in range(len(source)):
+        digest.update(f"{source.name(index)}\0".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
 
 

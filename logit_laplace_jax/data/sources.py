@@ -54,7 +54,6 @@ class Source:
         count: how many images there are, readable or not.
         channels: 3 for RGB, 1 for grey.
         cache_mib: bound of the decoded images kept in memory, in MiB; 0 keeps none.
-        names: gives the names of images start … stop − 1, where that is faster than one by one.
 
     Example:
         >>> white = np.full((2, 2), 255, np.uint8)
@@ -73,7 +72,6 @@ class Source:
         count: int,
         channels: int = 3,
         cache_mib: float = 512,
-        names: Callable[[int, int], list[str]] | None = None,
     ):
         if channels not in (1, 3):
             raise DataError(f"channels must be 1 (grey) or 3 (RGB), not {channels!r}")
@@ -84,7 +82,6 @@ class Source:
         self.channels = channels
         self._read = read
         self._name = name
-        self._names = names
         self._count = count
         self._cache = ImageCache(int(cache_mib * 2**20))
 
@@ -115,12 +112,6 @@ class Source:
     def name(self, index: int) -> str:
         """The name of image `index`: its relative path, or its place in the data set."""
         return self._name(self._check(index))
-
-    def names(self, start: int, stop: int) -> list[str]:
-        """The names of images start … stop − 1."""
-        if self._names is not None:
-            return self._names(start, stop)
-        return [self.name(index) for index in range(start, stop)]
 
     def _check(self, index: int) -> int:
         index = operator.index(index)
@@ -166,20 +157,16 @@ def open_source(
         raise DataError(f"unknown split {split!r}: give train or validation")
     read: Read
     name: Callable[[int], str]
-    names: Callable[[int, int], list[str]] | None = None
+    label = spec if isinstance(spec, str) else type(spec).__name__
+    kind, colon, rest = label.partition(":")
     if not isinstance(spec, str):
+        if not callable(getattr(spec, "split", None)):
+            raise DataError(f"a data set needs a method split(name), which {label} has not")
         own: Any = spec.split(split)
-        return Source(
-            type(spec).__name__,
-            split,
-            read=lambda index: own[index],
-            name=str,
-            count=len(own),
-            channels=channels,
-            cache_mib=cache_mib,
-        )
-    kind, colon, rest = spec.partition(":")
-    if spec == "photos":
+        read, name, count = (lambda index: own[index]), str, len(own)
+        if not count:
+            raise DataError(f"{label} ({split}) holds no image")
+    elif spec == "photos":
         from logit_laplace_jax.data import photos, tfds_images
 
         read, name, count = tfds_images.read_split(photos.prepare(data_dir), split, ("name",))
@@ -187,7 +174,7 @@ def open_source(
         from logit_laplace_jax.data import folder
 
         files = folder.list_split(rest, split)
-        read, name, names, count = files.path, files.name, files.names, len(files)
+        read, name, count = files.path, files.name, len(files)
     elif kind == "tfds" and colon:
         from logit_laplace_jax.data import tfds_images
 
@@ -195,12 +182,11 @@ def open_source(
     else:
         raise DataError(f"unknown data source {spec!r}: give {_FORMS}")
     return Source(
-        spec,
+        label,
         split,
         read=read,
         name=name,
         count=count,
         channels=channels,
         cache_mib=cache_mib,
-        names=names,
     )

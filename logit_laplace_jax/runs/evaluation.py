@@ -19,7 +19,7 @@ from logit_laplace_jax.data import pipeline
 from logit_laplace_jax.evaluation import calibration, codebook, edges, metrics
 from logit_laplace_jax.likelihoods import Likelihood
 from logit_laplace_jax.runs import directory
-from logit_laplace_jax.runs.streams import held_out
+from logit_laplace_jax.runs.streams import held_out, images_of
 from logit_laplace_jax.training import devices
 from logit_laplace_jax.training.config import TrainConfig
 from logit_laplace_jax.training.evaluation import (
@@ -207,7 +207,7 @@ def evaluate_run(
         raise ValueError("boundary maps have the size of their images: leave out --resize")
     state = directory.load(folder, checkpoint)
     config = state.config
-    source = source or config.data.source
+    source = images_of(config, source)
     size = batch_size or (jax.device_count() if whole else config.batch_size)
     divides = size % jax.device_count() == 0
     layout = devices.choose("auto" if divides else "single", size)

@@ -24,7 +24,13 @@ from logit_laplace_jax.runs.checkpoints import Checkpoints
 from logit_laplace_jax.runs.errors import NonFiniteLoss, Stopped, clear_errors
 from logit_laplace_jax.runs.launch import Launch
 from logit_laplace_jax.runs.metrics import MetricLog, Silence, Writer
-from logit_laplace_jax.runs.streams import held_out, stack_crops, train_stream, training_crops
+from logit_laplace_jax.runs.streams import (
+    held_out,
+    images_of,
+    stack_crops,
+    train_stream,
+    training_crops,
+)
 from logit_laplace_jax.runs.warm_start import started_from
 from logit_laplace_jax.training import config as configs
 from logit_laplace_jax.training import devices
@@ -109,16 +115,10 @@ def train(
     # --- The request: refused before anything long starts -----------------------------------------
     # Before anything else that the processes do together, which would end in a long dump.
     processes.require_agreement("the configuration", json.dumps(configs.to_dict(config)))
-    layout = devices.choose(
-        config.parallel,
-        config.batch_size,
-        accumulate=config.accumulate,
-        fsdp=config.fsdp,
-        devices=config.devices,
-    )
+    layout = devices.of(config)
     directory.check(folder, config)
     counts = pipeline.check_source(
-        source or config.data.source,
+        images_of(config, source),
         image_size=config.image_size,
         channels=config.model.channels,
         data_dir=config.data.data_dir,

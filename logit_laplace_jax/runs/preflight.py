@@ -177,13 +177,7 @@ def dry_run(config: TrainConfig, simulated: bool, say: Callable[[str], None]) ->
       ValueError: the devices cannot do what is asked for.
     """
     config = config.resolved()
-    layout = devices.choose(
-        config.parallel,
-        config.batch_size,
-        accumulate=config.accumulate,
-        fsdp=config.fsdp,
-        devices=config.devices,
-    )
+    layout = devices.of(config)
     needs = measure(config, layout, layout.compile(train_step, donate=True))
     for line in lines(needs, config, None if simulated else available_bytes(layout)):
         say(line)

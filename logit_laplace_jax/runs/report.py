@@ -17,7 +17,7 @@ from logit_laplace_jax.evaluation import baselines, figures, metrics
 from logit_laplace_jax.runs import directory
 from logit_laplace_jax.runs.loop import Run
 from logit_laplace_jax.runs.metrics import read
-from logit_laplace_jax.runs.streams import held_out, stack_crops, training_crops
+from logit_laplace_jax.runs.streams import held_out, images_of, stack_crops, training_crops
 from logit_laplace_jax.training.evaluation import reconstruct
 
 _WHOLE_IMAGES = 4
@@ -96,7 +96,7 @@ def save_whole_images(run: Run) -> None:
     """Saves the first held-out images entire, originals on the left, as ``final_NAME.png``."""
     config = run.config
     source = open_source(
-        run.source or config.data.source,
+        images_of(config, run.source),
         "validation",
         data_dir=config.data.data_dir,
         channels=config.model.channels,

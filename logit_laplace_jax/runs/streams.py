@@ -9,6 +9,11 @@ from logit_laplace_jax.data import pipeline
 from logit_laplace_jax.training.config import TrainConfig
 
 
+def images_of(config: TrainConfig, source: Any = None) -> Any:
+    """The caller's own data set, or the configuration's."""
+    return config.data.source if source is None else source
+
+
 def train_stream(
     config: TrainConfig, source: Any = None, *, batch_size: int | None = None, sharded: bool = False
 ) -> pipeline.TrainBatches:
@@ -21,7 +26,7 @@ def train_stream(
       sharded: give this process's part of each batch; else all of it.
     """
     return pipeline.train_batches(
-        source or config.data.source,
+        images_of(config, source),
         image_size=config.image_size,
         batch_size=batch_size or config.batch_size,
         seed=config.seed,
@@ -60,7 +65,7 @@ def held_out(
       sharded: give this process's part of each batch; else all of it.
     """
     return pipeline.eval_batches(
-        source or config.data.source,
+        images_of(config, source),
         image_size=config.image_size,
         batch_size=batch_size or config.batch_size,
         channels=config.model.channels,

@@ -23,6 +23,7 @@ from jax.experimental import checkify
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from logit_laplace_jax.checks import debug_checks
+from logit_laplace_jax.training.config import TrainConfig
 
 Mode = Literal["pmap", "mesh"]
 
@@ -255,6 +256,21 @@ def _with_checks(function: Callable[..., Any]) -> Callable[..., Any]:
 def _local(leaf: jax.Array) -> jax.Array:
     """This process's first copy of a replicated array; others as they are."""
     return leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf
+
+
+def of(config: TrainConfig) -> Layout:
+    """The layout that a configuration asks for, on the devices at hand.
+
+    Raises:
+      ValueError: as :func:`choose`.
+    """
+    return choose(
+        config.parallel,
+        config.batch_size,
+        accumulate=config.accumulate,
+        fsdp=config.fsdp,
+        devices=config.devices,
+    )
 
 
 def choose(

@@ -73,9 +73,6 @@ def test_order_and_split_follow_the_definition(tmp_path):
         files = folder.list_split(str(root), split)
         expected = [pair for pair in found if (pair[0] in held_out) == (split == "validation")]
         assert [(files.name(i), str(files.path(i))) for i in range(len(files))] == expected
-        assert files.names(0, len(files)) == [name for name, _ in expected]
-        assert files.names(1, 3) == [name for name, _ in expected[1:3]]
-        assert files.names(1, 1) == []
 
 
 def test_a_folder_that_cannot_be_read_is_named_and_the_others_are_used(

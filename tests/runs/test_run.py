@@ -15,6 +15,7 @@ import pytest
 import tiny
 from PIL import Image
 
+from logit_laplace_jax.data.errors import DataError
 from logit_laplace_jax.models.config import DVAEConfig
 from logit_laplace_jax.runs import directory, loop, metrics, report
 from logit_laplace_jax.runs.checkpoints import Checkpoints
@@ -465,3 +466,13 @@ def test_a_data_set_of_the_callers_own(base, tmp_path):
     assert rows_of(run.folder)[-1]["images"] == 6  # of tiles of both, at most six
     report.finish(run, said.append)
     assert (run.folder / "reconstructions" / "final_0.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [(object(), "needs a method split"), (type("Empty", (), {"split": lambda *_: []})(), "Empty")],
+)
+def test_a_data_set_that_is_none_is_refused(base, tmp_path, source, words):
+    with pytest.raises(DataError, match=words):
+        loop.train(tiny.change(base, run_dir=str(tmp_path / "run")), source, say=print)
+    assert not (tmp_path / "run").exists()
