@@ -1,6 +1,7 @@
 """Sphinx's configuration: python -m sphinx -W --keep-going docs docs/_build."""
 
 project = "logit_laplace_jax"
+author = "the authors of logit_laplace_jax"
 html_title = "logit_laplace_jax"
 extensions = [
     "myst_nb",

@@ -148,7 +148,7 @@ def _unmap(x: Array, width: ArrayLike, eps: ArrayLike) -> Array:
 
 @jax.jit
 def bits_per_dim(nats_per_dim: ArrayLike) -> Array:
-    """Converts nats a value to bits a value: nats / ln 2.
+    """Converts nats per value to bits per value: nats / ln 2.
 
     Bits per dimension compare across likelihoods only where the nats are those of an exact 8-bit
     probability; those of a density depend on the space it is a density in.

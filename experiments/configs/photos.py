@@ -2,7 +2,7 @@
 
     python experiments/train.py
 
-Crops of 32 x 32 at half the photographs' size and below, f = 4, 256 codes (8 bits a token). The
+Crops of 32 x 32 at half the photographs' size and below, f = 4, 256 codes (8 bits per token). The
 photographs astronaut and chelsea are held out. Expected on two CPU cores: some 3 minutes, held-out
 PSNR above 22.5 dB through the hard codes, more than half of the codes in use.
 

@@ -51,7 +51,7 @@ class Likelihood(abc.ABC):
         """Feature maps a colour channel."""
 
     def loss(self, pixels: Array, stats: Array, noise: Array | None = None) -> Array:
-        """Negative log density, the training objective, in nats a value.
+        """Negative log density, the training objective, in nats per value.
 
         It is a density of the family's own variable (see the class), so that its values compare
         within a family, and not across families: that is what :meth:`log_mass` is for.

@@ -120,7 +120,7 @@ def measures(
 
     Returns:
       :func:`logit_laplace_jax.training.evaluation.summary`, and: means over images of the
-      reconstructions' measures; ``edge_share``; ``bpd_edges`` and ``bpd_flat`` (bits a value of
+      reconstructions' measures; ``edge_share``; ``bpd_edges`` and ``bpd_flat`` (bits per value of
       the pixels given the hard codes), ``psnr_P`` (of all such pixels together), ``mae_P`` (grey
       levels) of the median reconstruction; ``code_counts``, ``pit_counts`` (lists), ``pit_tv`` and
       ``pit_ks`` (distances from uniform); ``vocab_size``, ``values_per_image``.

@@ -1,6 +1,6 @@
 """Several processes as one run: start, agreement, and what happens when one is lost.
 
-JAX's own runtime does the work (``jax.distributed``): one process a host, or several on one host.
+JAX's own runtime does the work (``jax.distributed``): one process per host, or several on one host.
 """
 
 import os

@@ -13,8 +13,8 @@ bpd_{t}_pixels               bits/dim of the pixels given their codes; t is hard
 bpd_{t}_codes                what the codes cost, spread over the values: log2 V a token, or the KL
 bpd_{t}                      the sum, an upper bound of the code length
 bpd_gap                      bpd_relaxed_pixels − bpd_hard_pixels
-nll_{t}, elbo_{t}            of the density, nats a value
-kl                           nats a token
+nll_{t}, elbo_{t}            of the density, nats per value
+kl                           nats per token
 psnr_{r}, ssim_{r},          of the reconstruction r: median, mean, sample (from the hard codes),
 ms_ssim_{r}, mae_{r}         or relaxed; dB, 1, 1, grey levels
 psnr                         of the likelihood's own point estimate, from the hard codes, dB

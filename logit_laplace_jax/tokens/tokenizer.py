@@ -248,7 +248,7 @@ def _said_of(
     likelihood = likelihoods.get(name, **options)
     if likelihood.num_stats != config.stats_per_channel:
         raise ValueError(
-            f"likelihood {name} has {likelihood.num_stats} maps a channel, the model "
+            f"likelihood {name} has {likelihood.num_stats} maps per channel, the model "
             f"{config.stats_per_channel}"
         )
     return eps, likelihood.reconstruct

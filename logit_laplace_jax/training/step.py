@@ -84,7 +84,7 @@ def reconstruction_loss(
       log_scale: ln of the optimal scale, where it is that of more examples than these.
 
     Returns:
-      Two float32 scalars: nats a value of the density (or mass), and a share in [0, 1].
+      Two float32 scalars: nats per value of the density (or mass), and a share in [0, 1].
     """
     likelihood = config.likelihood.build()
     if optimal_scale.is_optimal(likelihood):
@@ -117,7 +117,7 @@ def elbo_loss(
     axis_name: str | None = None,
     log_scale: Array | None = None,
 ) -> tuple[Array, Metrics]:
-    """The mean objective of a batch, in nats a value.
+    """The mean objective of a batch, in nats per value.
 
     Args:
       params: the DVAE's parameters.
@@ -130,8 +130,8 @@ def elbo_loss(
       log_scale: ln of the optimal scale, where it is that of more examples than these.
 
     Returns:
-      The scalar objective, and scalars: ``nll`` (nats a value: of the density, or of the mass with
-      that objective), ``kl`` (nats a token),
+      The scalar objective, and scalars: ``nll`` (nats per value: of the density, or of the mass with
+      that objective), ``kl`` (nats per token),
       ``floor_share`` (share of values whose ln b is at its floor), ``beta``, ``temperature``.
     """
     check_batch(pixels, config)
