@@ -13,7 +13,7 @@ from logit_laplace_jax.likelihoods import base
 
 @dataclasses.dataclass(frozen=True)
 class CategoricalLikelihood(base.Likelihood):
-    """256 maps per channel: the logits of the values 0 to 255 (van den Oord et al. 2016, section 2).
+    """256 maps per channel: the logits of the values 0 to 255 (van den Oord et al. 2016, sec. 2).
 
     A discrete family has no density: the loss is the negative log mass of the value, and ignores
     ``noise``. Logits are clipped to ±1e6. ``reconstruct`` is the mean.

@@ -264,11 +264,12 @@ def summary(
     Returns:
       ``nll_hard``, ``nll_relaxed``: nats per value of the likelihood's own density.
       ``bpd_hard_pixels``: exact bits per value of the 8-bit pixels given the hard codes;
-      ``bpd_hard_codes``: log2 V bits per token, spread over the values; ``bpd_hard``: their sum, the
-      length of a code that sends the tokens and then the pixels. ``bpd_relaxed_pixels``,
+      ``bpd_hard_codes``: log2 V bits per token, spread over the values; ``bpd_hard``: their sum,
+      the length of a code that sends the tokens and then the pixels. ``bpd_relaxed_pixels``,
       ``bpd_relaxed_codes`` (the KL) and ``bpd_relaxed``: the same under the relaxation, as it is
       trained; ``bpd_gap`` = bpd_relaxed_pixels - bpd_hard_pixels.
-      ``kl``: nats per token. ``elbo_relaxed``, ``elbo_hard``: minus nll and code cost, nats per value.
+      ``kl``: nats per token. ``elbo_relaxed``, ``elbo_hard``: minus nll and code cost, nats per
+      value.
       ``psnr``, ``psnr_relaxed``: mean decibels. ``floor_share``, ``code_usage``: shares.
       ``code_perplexity``. ``images``: how many.
     """

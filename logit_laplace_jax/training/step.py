@@ -130,9 +130,9 @@ def elbo_loss(
       log_scale: ln of the optimal scale, where it is that of more examples than these.
 
     Returns:
-      The scalar objective, and scalars: ``nll`` (nats per value: of the density, or of the mass with
-      that objective), ``kl`` (nats per token),
-      ``floor_share`` (share of values whose ln b is at its floor), ``beta``, ``temperature``.
+      The scalar objective, and scalars: ``nll`` (nats per value: of the density, or of
+      the mass with that objective), ``kl`` (nats per token), ``floor_share`` (share of values
+      whose ln b is at its floor), ``beta``, ``temperature``.
     """
     check_batch(pixels, config)
     _, height, width, channels = pixels.shape
