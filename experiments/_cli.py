@@ -15,19 +15,20 @@ import _xla_flags
 # Before jax is imported: its start-up notes are not for the users of these scripts.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 _xla_flags.choose(os.environ)
+# Notebooks export their own backend and forced colors; the scripts draw into files alone.
+os.environ["MPLBACKEND"] = "agg"
+for _name in ("FORCE_COLOR", "CLICOLOR_FORCE"):
+    os.environ.pop(_name, None)
 
 T = TypeVar("T")
 
 
 def say(line: str = "") -> None:
-    """Prints one line, above a progress bar if there is one; a reader that is gone ends nothing."""
+    """Prints one line, above a progress bar if there is one."""
     from tqdm import tqdm
 
-    try:
-        tqdm.write(line, file=sys.stdout)
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()
 
 
 def fail(message: str, status: int = 2) -> NoReturn:
@@ -83,11 +84,39 @@ def parse(
         fail(str(error))
 
 
+def parse_command(commands: Mapping[str, type[T]], args: list[str], doc: str) -> T:
+    """Reads a command (the first word) and its options, as :func:`parse`.
+
+    Args:
+      commands: dataclasses by the name of their command.
+      args: the command line.
+      doc: what the script does; its help.
+    """
+    import tyro
+
+    name = os.path.basename(sys.argv[0])
+    if args[:1] in (["--help"], ["-h"]):
+        helps = " and ".join(f"{name} {command} --help" for command in commands)
+        say(f"{doc}\n{helps} explain the options.")
+        sys.exit()
+    if not args or args[0] not in commands:
+        found = f"unknown command {args[0]!r}" if args else "no command"
+        fail(f"{found}: give " + " or ".join(f"{name} {command}" for command in commands))
+    return parse(
+        commands[args[0]],
+        args[1:],
+        prog=f"{name} {args[0]}",
+        description=doc,
+        config=(tyro.conf.PositionalRequiredArgs,),
+    )
+
+
 class _Text(io.TextIOWrapper):
-    """Keeps what is printed, with the characters that standard output has."""
+    """Keeps what is printed, in the characters that standard output has."""
 
     def __init__(self) -> None:
-        super().__init__(io.BytesIO(), encoding=sys.stdout.encoding, write_through=True)
+        encoding = sys.stdout.encoding or "utf-8"
+        super().__init__(io.BytesIO(), encoding, "backslashreplace", write_through=True)
 
     def text(self) -> str:
         self.seek(0)
@@ -128,15 +157,51 @@ def _interrupt(number: int, _: object) -> None:
     raise KeyboardInterrupt(signal.Signals(number))
 
 
+class _Descriptor(io.FileIO):
+    """Drops what cannot be written because the reader is gone or the disk is full."""
+
+    def write(self, data: Any) -> int:
+        with contextlib.suppress(OSError):
+            written = super().write(data)
+            if written is not None:
+                return written
+        return len(data)
+
+
+@contextlib.contextmanager
+def _robust_output() -> Iterator[None]:
+    """Standard output and error that never raise, whatever the characters and the reader."""
+    before = sys.stdout, sys.stderr
+    for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
+        if stream is None:  # the caller closed it
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+            with contextlib.suppress(OSError):  # of a stream without a descriptor
+                raw = io.BufferedWriter(_Descriptor(stream.fileno(), "wb", closefd=False))
+                robust = io.TextIOWrapper(
+                    raw, stream.encoding, "backslashreplace", line_buffering=True
+                )
+                setattr(sys, name, robust)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
+
+
 def run_script(main: Callable[[list[str]], None]) -> None:
     """Runs ``main`` with the command line; a package that an extra brings is named if missing.
 
     SIGINT and SIGTERM end it with one line; ``main`` may do better for some time.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal may know ASCII only
     signal.signal(signal.SIGTERM, _interrupt)
+    with _robust_output():
+        _run(main)
+
+
+def _run(main: Callable[[list[str]], None]) -> None:
     try:
         main(sys.argv[1:])
     except KeyboardInterrupt as stop:

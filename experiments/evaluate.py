@@ -7,8 +7,11 @@ Writes evaluation.json and evaluation.png into each run directory, in place of o
 
 import dataclasses
 import json
+import sys
 import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
 
 from _cli import fail, one_line_errors, parse, quiet, run_script, say
 

@@ -8,10 +8,13 @@ it.
 """
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from _cli import fail, one_line_errors, parse, quiet, run_script
+sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
+
+from _cli import fail, one_line_errors, parse, quiet, run_script, say
 
 if TYPE_CHECKING:
     from logit_laplace_jax.training.state import TrainState
@@ -53,7 +56,7 @@ def main(args: list[str]) -> None:
         exchange.check_ending(options.file)
         state = directory.load(options.run_dir, options.checkpoint)
         exchange.save(options.file, state.config.model, state.ema_params, metadata(state))
-    print(f"{options.file}: {options.file.stat().st_size:,} bytes")
+    say(f"{options.file}: {options.file.stat().st_size:,} bytes")
 
 
 def metadata(state: "TrainState") -> dict[str, Any]:

@@ -5,7 +5,10 @@ python experiments/reconstruct.py RUN_DIR IMAGE... [--options]
 
 import dataclasses
 import itertools
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
 
 from _cli import fail, one_line_errors, parse, quiet, run_script, say
 

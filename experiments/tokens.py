@@ -17,7 +17,9 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from _cli import fail, one_line_errors, parse, quiet, run_script
+sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
+
+from _cli import fail, one_line_errors, parse_command, quiet, run_script, say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,28 +75,9 @@ class DecodeConfig:
     """Images between two savings; a stopped job loses at most so many."""
 
 
-_COMMANDS = {"encode": EncodeConfig, "decode": DecodeConfig}
-
-
 def main(args: list[str]) -> None:
     """Reads the command, and runs it."""
-    if args[:1] in (["--help"], ["-h"]):
-        print(
-            f"{__doc__}\ntokens.py encode --help and tokens.py decode --help explain the options."
-        )
-        return
-    if not args or args[0] not in _COMMANDS:
-        found = f"unknown command {args[0]!r}" if args else "no command"
-        fail(f"{found}: give tokens.py encode or tokens.py decode")
-    import tyro
-
-    options = parse(
-        _COMMANDS[args[0]],
-        args[1:],
-        prog=f"tokens.py {args[0]}",
-        description=__doc__,
-        config=(tyro.conf.PositionalRequiredArgs,),
-    )
+    options = parse_command({"encode": EncodeConfig, "decode": DecodeConfig}, args, __doc__)
     if options.output is None:
         fail("name what to write with --output")
     quiet()
@@ -116,7 +99,7 @@ def main(args: list[str]) -> None:
             raise
         fail("out of memory: give a smaller --batch-size, or encode with --fit tile", status=1)
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from what is saved", flush=True)
+        say("\nstopped; the same command goes on from what is saved")
         sys.exit(130)
 
 
@@ -144,6 +127,7 @@ def encode(options: EncodeConfig, output: Path) -> None:
         image_size=options.image_size,
         batch_size=options.batch_size,
         save_every=options.save_every,
+        say=say,
     )
 
 
@@ -162,6 +146,7 @@ def decode(options: DecodeConfig, output: Path) -> None:
         output,
         batch_size=options.batch_size,
         save_every=options.save_every,
+        say=say,
         force=options.force,
     )
 
@@ -169,7 +154,7 @@ def decode(options: DecodeConfig, output: Path) -> None:
 def describe(model: Path, tokenizer) -> None:
     """Prints which model it is."""
     config = tokenizer.config
-    print(
+    say(
         f"model     {model}: {tokenizer.fingerprint}, {config.vocab_size} codes, one for "
         f"{config.downsampling} x {config.downsampling} pixels"
     )

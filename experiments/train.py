@@ -7,7 +7,10 @@ python experiments/train.py [PRESET] --help
 import dataclasses
 import itertools
 import sys
+from pathlib import Path
 from typing import Annotated
+
+sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
 
 from _cli import fail, one_line_errors, parse, quiet, run_script, say, say_error
 

@@ -4,9 +4,8 @@ import argparse
 from pathlib import Path
 from typing import NoReturn
 
-from _cli import fail
-
 from _bench import SUITES
+from _cli import fail
 
 
 class _Parser(argparse.ArgumentParser):

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from _bench import machine, rounds
 from _bench.entry import Entry
 

@@ -11,11 +11,10 @@ import os
 import tempfile
 from typing import Any
 
-from _xla_flags import EIGEN_CONVOLUTIONS
-
 from _bench import rounds, stats
 from _bench.report import DIFFERS, FAILED, OK, SKIPPED, Report, Row, Section
 from _bench.worker import Worker, WorkerError
+from _xla_flags import EIGEN_CONVOLUTIONS
 
 OURS, PRODUCT = "ours", "matrix product"
 Contestant = tuple[str, dict[str, Any], dict[str, str]]

@@ -18,12 +18,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
-
-import logit_laplace_jax as ll
 from _bench import peers, rounds, stats
 from _bench.entry import Entry
 from _bench.report import DIFFERS, FAILED, SKIPPED, Report, Row, Section
+from jax import Array
+
+import logit_laplace_jax as ll
 
 Loss = Callable[..., Array]
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 import numpy as np
-
 from _bench import memory
+
 from logit_laplace_jax.models.config import DVAEConfig
 from logit_laplace_jax.runs import preflight
 from logit_laplace_jax.training import devices

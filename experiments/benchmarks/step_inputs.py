@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-
 from _bench import step_jax
+
 from logit_laplace_jax.models import bottleneck
 from logit_laplace_jax.training.state import create_state
 from logit_laplace_jax.weights import names

@@ -42,16 +42,13 @@ class Family:
     cdf: Callable[..., Array]
 
 
-def _normal(mean: Any, variance: Any) -> tuple[Array, Array]:
-    return mean, jnp.sqrt(variance)
+def _on_the_line(label: str, scale: str, law: Any, share: float) -> Family:
+    """A location-scale family, with the square of its scale as a share of its variance."""
 
+    def match(mean: Any, variance: Any) -> tuple[Array, Array]:
+        return mean, jnp.sqrt(share * variance)
 
-def _laplace(mean: Any, variance: Any) -> tuple[Array, Array]:
-    return mean, jnp.sqrt(variance / 2.0)
-
-
-def _logistic(mean: Any, variance: Any) -> tuple[Array, Array]:
-    return mean, jnp.sqrt(3.0 * variance) / jnp.pi
+    return Family(label, ("mean", scale), False, match, law.pdf, law.cdf)
 
 
 def _beta(mean: Any, variance: Any) -> tuple[Array, Array]:
@@ -121,13 +118,9 @@ def _logit_normal_cdf(x: Any, loc: Any, scale: Any) -> Array:
 
 
 FAMILIES = {
-    "normal": Family("normal", ("mean", "σ"), False, _normal, stats.norm.pdf, stats.norm.cdf),
-    "laplace": Family(
-        "Laplace", ("mean", "b"), False, _laplace, stats.laplace.pdf, stats.laplace.cdf
-    ),
-    "logistic": Family(
-        "logistic", ("mean", "s"), False, _logistic, stats.logistic.pdf, stats.logistic.cdf
-    ),
+    "normal": _on_the_line("normal", "σ", stats.norm, 1.0),
+    "laplace": _on_the_line("Laplace", "b", stats.laplace, 0.5),
+    "logistic": _on_the_line("logistic", "s", stats.logistic, 3.0 / jnp.pi**2),
     "beta": Family("beta", ("α", "β"), True, _beta, _beta_pdf, stats.beta.cdf),
     "logit_normal": Family(
         "logit-normal", ("m", "s"), True, _logit_normal, _logit_normal_pdf, _logit_normal_cdf

@@ -94,6 +94,11 @@ def number(value: float) -> str:
     return f"{value:g}".replace("-", "−")
 
 
+def mark(panel: Axes, x: float) -> None:
+    """A thin vertical line behind the curves."""
+    panel.axvline(x, color="0.7", linewidth=0.7, zorder=0)
+
+
 def unit_axis(panel: Axes, low: float = 0.0, high: float = 1.0) -> None:
     """An x axis over (0, 1), or more, with few short labels."""
     panel.set_xlim(low, high)
@@ -109,10 +114,7 @@ def decades(panel: Axes, low: float, high: float) -> None:
 
 
 def save(figure: Figure, path: Path, dpi: int) -> None:
-    """Writes the figure, with neither a date nor a version in it.
-
-    The file appears complete or not at all.
-    """
+    """Writes the figure without date and version; the file appears complete or not at all."""
     kind = path.suffix[1:]
     dates = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
     part = path.with_name(path.name + ".part")

@@ -7,7 +7,6 @@ from types import MethodType
 from typing import Any
 
 import numpy as np
-
 from _bench import machine, memory, peers
 
 torch: Any = None  # loaded by prepare, which says if it is missing

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from _atlas import style
-
 from _bench import report as reports
 from _bench import stats
 from _bench.report import OK, Report, Section
