@@ -1,49 +1,58 @@
-"""Measures speed beside other libraries, all in one interleaved run: a table, JSON, a picture.
+"""Measures speed beside other libraries, all in one interleaved run: tables, JSON, a picture.
 
-python experiments/benchmark.py {loss,step} [--quick] [--options]
+python experiments/benchmark.py loss [--quick] [--options]
+
+python experiments/benchmark.py step [--quick] [--options]
+
+loss: the loss and its gradients beside autodiff, NumPyro, TFP, distrax and torch. step: the dVAE's
+training step beside OpenAI's torch modules. Contestants run in turns; what is told are medians and
+quartiles over many rounds, and ratios within a round. Where JAX or torch sees an accelerator it
+runs there.
 """
 
-import dataclasses
 import os
+import sys
 from pathlib import Path
 
-from _bench import load, machine, options, report
-from _cli import fail, one_line_errors, quiet, run_script
+sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
+
+from _cli import fail, one_line_errors, parse_command, quiet, run_script, say
+from benchmarks import LossOptions, StepOptions, load
 
 
 def main(args: list[str]) -> None:
-    """Runs one suite and prints its tables."""
-    chosen = options.parse(args)
+    """Runs one suite, stores what it found, and prints its tables."""
+    options = parse_command({"loss": LossOptions, "step": StepOptions}, args, __doc__)
+    suite = args[0]
     quiet()
-    for name, path in (("--json", chosen.json), ("--plot", chosen.plot)):
-        if path is not None:
-            _check_target(name, path)
+    with one_line_errors(ValueError):
+        options.check()
+    picture, numbers, table = (options.out / f"{suite}.{end}" for end in ("png", "json", "md"))
+    existing = [path for path in (picture, numbers, table) if path.exists()]
+    if existing and not options.overwrite:
+        fail(f"{existing[0]} exists; choose another --out folder, or add --overwrite")
+    folder = next(f for f in (options.out, *options.out.parents) if f.exists())
+    if not folder.is_dir():
+        fail(f"{folder} is a file; choose another --out folder")
     # JAX and torch share an accelerator in turns: none may take all of its memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    from atlas import style
+    from benchmarks import machine, plot
+
+    from logit_laplace_jax.runs import directory
+
     described = machine.describe()
     with one_line_errors(ValueError):
-        result = load(chosen.suite).run(chosen)
-    described |= result.machine
-    described["load_end"] = machine.load()
-    result = dataclasses.replace(result, machine=described)
-    print(report.text(result, chosen.markdown))
-    if chosen.json is not None:
-        result.write(chosen.json)
-        print(f"numbers   {chosen.json}")
-    if chosen.plot is not None:
-        from _bench import plot
-
-        plot.save(result, chosen.plot)
-        print(f"picture   {chosen.plot}")
-
-
-def _check_target(name: str, path: Path) -> None:
-    if path.exists():
-        fail(f"{path} exists; choose another {name} file")
-    if not path.parent.is_dir():
-        fail(f"{path.parent} is not a folder; make it, or choose another {name} file")
-    if name == "--plot" and path.suffix not in (".png", ".svg", ".pdf"):
-        fail(f"{path}: a --plot file ends in .png, .svg or .pdf")
+        result = load(suite).run(options)
+    result.machine |= described | {"load_end": machine.load()}
+    options.out.mkdir(parents=True, exist_ok=True)
+    directory.write_whole(numbers, result.json())
+    directory.write_whole(table, result.markdown())
+    with style.styled():
+        style.save(plot.draw(result), picture, dpi=200)
+    say(result.markdown())
+    for path in (numbers, table, picture):
+        say(str(path))
 
 
 if __name__ == "__main__":

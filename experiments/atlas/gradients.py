@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
-from scipy.special import expit, logit
+from scipy.special import expit
 
 import logit_laplace_jax as ll
 from atlas import Settings, grids, style
@@ -43,7 +43,8 @@ def draw(settings: Settings) -> tuple[Figure, dict[str, Any]]:
     targets = np.array(settings.targets)
     x = np.asarray(ll.map_pixels(jnp.asarray(targets / 255.0), settings.eps))
     loc = np.linspace(-LIMIT, LIMIT, settings.points)
-    loc = np.union1d(loc, logit(x)[np.abs(logit(x)) < LIMIT])
+    logits = np.log(x) - np.log1p(-x)
+    loc = np.union1d(loc, logits[np.abs(logits) < LIMIT])
     p = expit(loc)
     figure, axes = style.panels(3, len(targets), 5.6, sharex=True, sharey="row")
     columns, steepest = {}, 0.0
@@ -53,7 +54,7 @@ def draw(settings: Settings) -> tuple[Figure, dict[str, Any]]:
             return loss(target, jnp.log(p) - jnp.log1p(-p))
 
         in_loc, in_p = jax.grad(loss, argnums=1), jax.grad(of_p, argnums=1)
-        above = grids.over(loss, x, loc) - np.asarray(jax.vmap(loss)(x, logit(x)))[:, None]
+        above = grids.over(loss, x, loc) - np.asarray(jax.vmap(loss)(x, logits))[:, None]
         forces, sizes = grids.over(in_loc, x, loc), np.abs(grids.over(in_p, x, p))
         steepest = max(steepest, float(sizes.max()))
         for j in range(len(targets)):

@@ -1,16 +1,20 @@
-"""What was measured on: hardware, versions, load."""
+"""What was measured on: hardware, versions, load, and the peak memory of a process."""
 
+import contextlib
+import ctypes
 import datetime
+import gc
 import importlib.metadata
 import os
 import platform
+import resource
 import subprocess
 from pathlib import Path
 from typing import Any
 
 _PACKAGES = (
     *("jax", "jaxlib", "numpy", "flax", "optax", "torch", "DALL-E"),
-    *("numpyro", "distrax", "tfp-nightly", "tensorflow-probability", "pillow", "grain"),
+    *("numpyro", "distrax", "tfp-nightly", "tensorflow-probability"),
 )
 
 
@@ -20,56 +24,60 @@ def cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-def load() -> float | None:
-    """Mean number of runnable processes over the last minute, if the system tells."""
-    try:
-        return round(os.getloadavg()[0], 2)
-    except OSError:
-        return None
+def load() -> float:
+    """Mean number of runnable processes over the last minute."""
+    return round(os.getloadavg()[0], 2)
 
 
 def describe() -> dict[str, Any]:
     """The machine and the software, as plain JSON types. ``load_start`` is the load now."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    versions = {"Python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
     return {
-        "cpu": _cpu(),
+        "cpu": _first_value(Path("/proc/cpuinfo"), "model name") or platform.processor(),
         "cores": cores(),
-        "memory_gib": round(memory / 2**30, 1),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "versions": versions(),
-        "commit": _commit(),
+        "versions": versions,
+        "commit": done.stdout.strip() or "unknown",
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "load_start": load(),
     }
 
 
-def versions() -> dict[str, str]:
-    """The installed ones of the packages that take part."""
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+def peak_bytes() -> int:
+    """The most resident memory since the start of the process, or since :func:`restart_peak`.
+
+    Linux's ``VmHWM``; elsewhere ``ru_maxrss``, which a process inherits from the one it was forked
+    from, in kilobytes (macOS: bytes).
+    """
+    peak = _first_value(Path("/proc/self/status"), "VmHWM")
+    if peak:
+        return int(peak.split()[0]) * 1024
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if platform.system() == "Darwin" else most * 1024
 
 
-def _cpu() -> str:
+def restart_peak() -> bool:
+    """Starts counting the peak anew; False where the system cannot.
+
+    What was freed (a compiler's working memory) is first given back to the system.
+    """
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # not every C library has it
+        ctypes.CDLL(None).malloc_trim(0)
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     except OSError:
-        return platform.processor() or "unknown"
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "unknown"
+        return False
+    return True
 
 
-def _commit() -> str | None:
-    folder = Path(__file__).parent
+def _first_value(path: Path, name: str) -> str:
     try:
-        done = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=folder, capture_output=True, text=True
-        )
+        lines = path.read_text(encoding="utf-8").splitlines()
     except OSError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")

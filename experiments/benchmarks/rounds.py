@@ -1,4 +1,4 @@
-"""Interleaved rounds: every contestant once a round, in an order that changes.
+"""Interleaved rounds, medians and ratios.
 
 Noise of the machine (other processes, clock speed, temperature) drifts over seconds. Contestants
 that run one after the other would meet different machines; in rounds all meet the same ones, and
@@ -9,9 +9,10 @@ import dataclasses
 import gc
 import math
 import random
-import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
 
 Call = Callable[[int], float]
 """Does the work n times and returns the seconds that all of it took."""
@@ -24,38 +25,32 @@ their work, and would take a core from the next contestant."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Contestant:
-    """One thing that is timed.
+class Summary:
+    """Median and quartiles (by linear interpolation) of repeated measurements."""
 
-    Attributes:
-      name: unique in its group.
-      call: does the work n times and returns the seconds.
-      units: of work in one repetition; what is reported is the time of one.
-      repeat: whether n may be more than 1.
-      lead: whether an untimed call comes before each sample, to find caches, thread pools and
-        allocators as its own work leaves them, not as another contestant did.
+    median: float
+    q1: float
+    q3: float
+    count: int
+
+
+def summarise(values: Sequence[float]) -> Summary:
+    """The order statistics of one value or more.
+
+    >>> summarise([4.0, 1.0, 2.0, 3.0, 100.0])
+    Summary(median=3.0, q1=2.0, q3=4.0, count=5)
     """
-
-    name: str
-    call: Call
-    units: int = 1
-    repeat: bool = True
-    lead: bool = True
+    q1, median, q3 = np.quantile(np.asarray(values, float), [0.25, 0.5, 0.75]).tolist()
+    return Summary(median, q1, q3, len(values))
 
 
-@dataclasses.dataclass(frozen=True)
-class Samples:
-    """What was measured of a contestant, one entry a round.
+def ratios(values: Sequence[float], reference: Sequence[float]) -> list[float]:
+    """Round by round, value / reference: what slows a whole round down cancels.
 
-    Attributes:
-      seconds: of one unit of work.
-      faults: minor page faults of this process, of one unit of work.
-      repetitions: in each sample.
+    >>> ratios([2.0, 30.0], [1.0, 10.0])
+    [2.0, 3.0]
     """
-
-    seconds: list[float]
-    faults: list[float]
-    repetitions: int
+    return [a / b for a, b in zip(values, reference, strict=True)]
 
 
 def repetitions(call: Call, least_seconds: float) -> int:
@@ -75,42 +70,36 @@ def repetitions(call: Call, least_seconds: float) -> int:
 
 
 def run(
-    contestants: Sequence[Contestant], rounds: int, least_seconds: float, seed: int
-) -> dict[str, Samples]:
-    """Warms everything up, then measures in rounds.
+    calls: Mapping[str, Call], rounds: int, least_seconds: float, seed: int
+) -> dict[str, list[float]]:
+    """Warms everything up, then measures every contestant once per round, in a changing order.
+
+    An untimed call comes before each sample, to find caches, thread pools and allocators as its
+    own work leaves them, not as another contestant did.
 
     Args:
-      contestants: with different names.
+      calls: the contestants by name.
       rounds: how many.
-      least_seconds: of one sample, for contestants that may repeat.
+      least_seconds: of one sample.
       seed: decides the order in every round.
 
     Returns:
-      The samples by name, in the order of ``contestants``.
+      Seconds of doing the work once, one entry per round, by name.
     """
-    if len({c.name for c in contestants}) < len(contestants):
-        raise ValueError("two contestants have the same name")
-    counts = {c.name: repetitions(c.call, least_seconds) if c.repeat else 1 for c in contestants}
-    samples = {c.name: Samples([], [], counts[c.name]) for c in contestants}
+    counts = {name: repetitions(call, least_seconds) for name, call in calls.items()}
+    samples: dict[str, list[float]] = {name: [] for name in calls}
     generator = random.Random(seed)
-    order = list(contestants)
+    order = list(calls)
     gc.collect()
     gc.freeze()  # what the libraries hold need not be looked through after every round
     gc.disable()  # a collection would hit whoever happens to run
     try:
         for _ in range(rounds):
             generator.shuffle(order)
-            for contestant in order:
-                count = counts[contestant.name]
-                if contestant.lead:
-                    time.sleep(_PAUSE)
-                    contestant.call(1)
-                before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-                seconds = contestant.call(count)
-                faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-                done = count * contestant.units
-                samples[contestant.name].seconds.append(seconds / done)
-                samples[contestant.name].faults.append(faults / done)
+            for name in order:
+                time.sleep(_PAUSE)
+                calls[name](1)
+                samples[name].append(calls[name](counts[name]) / counts[name])
             gc.collect()
     finally:
         gc.enable()

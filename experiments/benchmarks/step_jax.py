@@ -5,16 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from _bench import memory
 
+from benchmarks import machine
+from logit_laplace_jax.models import bottleneck
 from logit_laplace_jax.models.config import DVAEConfig
-from logit_laplace_jax.runs import preflight
 from logit_laplace_jax.training import devices
 from logit_laplace_jax.training.config import TrainConfig
 from logit_laplace_jax.training.schedules import Schedule
-from logit_laplace_jax.training.state import create_state
+from logit_laplace_jax.training.state import TrainState, create_state
 from logit_laplace_jax.training.step import train_step
+from logit_laplace_jax.weights import names
 
 
 def configuration(arguments: dict[str, Any]) -> TrainConfig:
@@ -39,39 +41,29 @@ def configuration(arguments: dict[str, Any]) -> TrainConfig:
 class Task:
     """A state that is trained on the same batch again and again."""
 
-    def __init__(self, config: TrainConfig, pixels: np.ndarray, seed: int):
-        started = time.perf_counter()
-        imported = self._peak()
+    def __init__(self, config: TrainConfig, seed: int, folder: Path):
         layout = devices.choose("single", config.batch_size)
         self._step = layout.compile(train_step, donate=True)
-        needs = preflight.measure(config, layout, self._step)
         self._key = jax.random.key(seed)
-        self._state = layout.replicate(create_state(config, self._key))
+        state = create_state(config, self._key)
+        shape = (config.batch_size, config.image_size, config.image_size, 3)
+        pixels = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+        _write(folder, config, state, self._key, pixels)
+        self._state = layout.replicate(state)
         self._batch = layout.shard({"pixels": pixels})
         metrics = self._advance()
-        first = {name: float(metrics[name]) for name in ("loss", "kl", "grad_norm")}
         device = jax.devices()[0]
         self.facts: dict[str, Any] = {
-            **first,
-            "ready_seconds": time.perf_counter() - started,
-            "compile_seconds": needs.compile_seconds,
-            "flops": needs.flops,
-            "parameters": needs.parameters,
+            **{name: float(metrics[name]) for name in ("loss", "kl", "grad_norm")},
             "platform": device.platform,
             "device": device.device_kind,
-            "import_bytes": imported,
-            "ready_bytes": self._peak(),
         }
         # JAX cannot count an accelerator's peak anew; that until now includes a first step.
-        self._counts = device.platform == "cpu" and memory.restart()
+        self._counts = device.platform == "cpu" and machine.restart_peak()
 
     def _advance(self) -> Any:
         self._state, metrics = self._step(self._state, self._batch, self._key)
         return metrics
-
-    def _peak(self) -> int:
-        counted = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-        return memory.peak_bytes() if counted is None else int(counted)
 
     def call(self, count: int) -> float:
         """Trains ``count`` steps; the next starts when the device is ready."""
@@ -83,10 +75,25 @@ class Task:
 
     def finish(self) -> dict[str, Any]:
         """Peak memory of the steps: None where the system cannot count anew."""
-        return {"step_bytes": self._peak() if self._counts else None}
+        return {"step_bytes": machine.peak_bytes() if self._counts else None}
+
+
+def _write(
+    folder: Path, config: TrainConfig, state: TrainState, key: jax.Array, pixels: np.ndarray
+) -> None:
+    """What the others start from: parameters under OpenAI's names, images, the first noise."""
+    tensors = names.flatten(jax.device_get(state.params))
+    np.savez(folder / "parameters.npz", **{n: names.to_torch(a) for n, a in tensors.items()})
+    np.save(folder / "pixels.npy", pixels)
+    grid = config.model.token_grid(config.image_size, config.image_size)
+    noise = bottleneck.gumbel_noise(
+        jax.random.fold_in(key, state.step),
+        jnp.arange(config.batch_size),
+        (*grid, config.model.vocab_size),
+    )
+    np.save(folder / "noise.npy", np.asarray(noise))
 
 
 def prepare(**arguments: Any) -> Task:
     """The task of a section."""
-    pixels = np.load(Path(arguments["folder"], "pixels.npy"))
-    return Task(configuration(arguments), pixels, arguments["seed"])
+    return Task(configuration(arguments), arguments["seed"], Path(arguments["folder"]))

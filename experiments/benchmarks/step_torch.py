@@ -1,13 +1,13 @@
 """OpenAI's torch modules trained by the same recipe, as a worker's task."""
 
 import math
-import time
 from pathlib import Path
 from types import MethodType
 from typing import Any
 
 import numpy as np
-from _bench import machine, memory, peers
+
+from benchmarks import machine, peers
 
 torch: Any = None  # loaded by prepare, which says if it is missing
 
@@ -33,77 +33,65 @@ class Task:
     logit-Laplace loss, the KL, AdamW, the average, the norm of the gradients.
     """
 
-    def __init__(self, arguments: dict[str, Any], dall_e: dict[str, Any], imported: int):
-        started = time.perf_counter()
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        torch.set_num_threads(machine.cores())
+    def __init__(self, arguments: dict[str, Any], dall_e: dict[str, Any]):
+        self._device = peers.torch_device(torch.cuda.is_available())
+        cuda = self._device.type == "cuda"
         sizes = {
             "n_hid": arguments["n_hid"],
             "n_blk_per_group": arguments["blocks"],
             "vocab_size": arguments["vocab"],
             "device": self._device,
         }
-        self._model = torch.nn.ModuleDict(
-            {half: dall_e[half](**sizes) for half in ("encoder", "decoder")}
-        )
-        with np.load(Path(arguments["folder"], "parameters.npz")) as saved:
+        halves = {half: dall_e[half](**sizes) for half in ("encoder", "decoder")}
+        self._model = torch.nn.ModuleDict(halves)
+        folder = Path(arguments["folder"])
+        with np.load(folder / "parameters.npz") as saved:
             self._model.load_state_dict({name: torch.from_numpy(saved[name]) for name in saved})
-        if arguments["precision"] == "bfloat16" or self._device.type == "cuda":
+        if arguments["precision"] == "bfloat16" or cuda:
             forward = _in_16_bits if arguments["precision"] == "bfloat16" else _in_float32
             for module in self._model.modules():
                 if isinstance(module, dall_e["Conv2d"]):
                     module.forward = MethodType(forward, module)
-        self._format = torch.contiguous_format
-        if arguments["channels_last"]:
-            self._format = torch.channels_last
-            self._model.to(memory_format=torch.channels_last)
         self._parameters = list(self._model.parameters())
         self._average = [p.detach().clone() for p in self._parameters]
         self._optimizer = torch.optim.AdamW(
             self._parameters, lr=1e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-4, fused=True
         )
-        pixels = np.load(Path(arguments["folder"], "pixels.npy")).transpose(0, 3, 1, 2)
-        self._pixels = torch.from_numpy(np.ascontiguousarray(pixels)).to(self._device)
-        noise = np.load(Path(arguments["folder"], "noise.npy")).transpose(0, 3, 1, 2)
-        first_noise = torch.from_numpy(np.ascontiguousarray(noise)).to(self._device)
-        del noise
+        self._pixels, noise = (self._tensor(folder / f"{name}.npy") for name in ("pixels", "noise"))
+        self._shape = noise.shape
         self._objective, self._draw = self.objective, self.draw
         if arguments["compiled"]:
             self._objective = torch.compile(self.objective)
             self._draw = torch.compile(self.draw)
-        self._shape = first_noise.shape
-        loss, kl, norm = self._advance(first_noise)
-        facts = {"loss": float(loss), "kl": float(kl), "grad_norm": float(norm)}
-        del first_noise
-        self.call(1)  # with noise of its own
-        self.facts: dict[str, Any] = {
-            **facts,
-            "platform": "gpu" if self._device.type == "cuda" else "cpu",
-            "ready_seconds": time.perf_counter() - started,
-            "import_bytes": imported,
-            "ready_bytes": self._peak(),
-        }
-        if self._device.type == "cuda":
+        self._nll = peers.torch_formula()
+        loss, kl, norm = self._advance(noise)
+        self.facts: dict[str, Any] = {"loss": float(loss), "kl": float(kl)}
+        self.facts |= {"grad_norm": float(norm), "platform": "gpu" if cuda else "cpu"}
+        del noise
+        self._advance()  # with noise of its own
+        self.call = peers.torch_timed(self._advance, self._device)
+        if cuda:
             torch.cuda.reset_peak_memory_stats()
-        self._counts = self._device.type == "cuda" or memory.restart()
+        self._counts = cuda or machine.restart_peak()
+
+    def _tensor(self, path: Path) -> Any:
+        channels_first = np.load(path).transpose(0, 3, 1, 2)
+        return torch.from_numpy(np.ascontiguousarray(channels_first)).to(self._device)
 
     def draw(self) -> Any:
         """Standard Gumbel noise."""
         return -torch.empty(self._shape, device=self._device).exponential_().log()
 
     def objective(self, pixels: Any, noise: Any) -> tuple[Any, Any]:
-        """The negative ELBO in nats a value (with β = τ = 1), and the KL in nats a token."""
-        x = (0.1 + 0.8 / 255.0 * pixels.float()).contiguous(memory_format=self._format)
+        """The negative ELBO in nats per value (with β = τ = 1), and the KL in nats per token."""
+        x = 0.1 + 0.8 / 255.0 * pixels.float()
         logits = self._model["encoder"](x)
         log_p = torch.log_softmax(logits, dim=1)
         kl = (log_p.exp() * (log_p + math.log(logits.shape[1]))).sum(1).mean()
         codes = torch.softmax(logits + noise, dim=1)
         loc, log_scale = self._model["decoder"](codes).float().chunk(2, dim=1)
-        log_x, log_1mx = torch.log(x), torch.log1p(-x)
-        distance = torch.abs(log_x - log_1mx - loc)
-        nll = distance * torch.exp(-log_scale) + log_scale + math.log(2.0) + log_x + log_1mx
         tokens_per_value = logits.shape[2] * logits.shape[3] / pixels[0].numel()
-        return nll.mean() + tokens_per_value * kl, kl
+        return self._nll(x, loc, log_scale).mean() + tokens_per_value * kl, kl
 
     def _advance(self, noise: Any = None) -> tuple[Any, Any, Any]:
         self._optimizer.zero_grad(set_to_none=True)
@@ -116,23 +104,11 @@ class Task:
             torch._foreach_lerp_(self._average, self._parameters, 0.001)
         return loss.detach(), kl.detach(), norm
 
-    def _peak(self) -> int:
-        if self._device.type == "cuda":
-            return int(torch.cuda.max_memory_allocated())
-        return memory.peak_bytes()
-
-    def call(self, count: int) -> float:
-        """Trains ``count`` steps."""
-        started = time.perf_counter()
-        for _ in range(count):
-            self._advance()
-        if self._device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - started
-
     def finish(self) -> dict[str, Any]:
         """Peak memory of the steps: None where the system cannot count anew."""
-        return {"step_bytes": self._peak() if self._counts else None}
+        if self._device.type == "cuda":
+            return {"step_bytes": int(torch.cuda.max_memory_allocated())}
+        return {"step_bytes": machine.peak_bytes() if self._counts else None}
 
 
 def prepare(**arguments: Any) -> Task:
@@ -148,5 +124,4 @@ def prepare(**arguments: Any) -> Task:
         "decoder": peers.load("dall_e.decoder").Decoder,
         "Conv2d": peers.load("dall_e.utils").Conv2d,
     }
-    imported = 0 if torch.cuda.is_available() else memory.peak_bytes()
-    return Task(arguments, dall_e, imported)
+    return Task(arguments, dall_e)

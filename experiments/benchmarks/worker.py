@@ -1,8 +1,8 @@
 """A contestant in a process of its own, which waits while others run.
 
 So each has its own threads, allocator and peak memory, and samples still interleave. The child is
-``python -m _bench.worker MODULE JSON``; it prints one JSON object a line: first ``facts``, then an
-answer to each line of its standard input, and ends when that is closed.
+``python -m benchmarks.worker MODULE JSON``; it prints one JSON object per line: first ``facts``,
+then an answer to each line of its standard input, and ends when that is closed.
 """
 
 import contextlib
@@ -11,8 +11,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -37,19 +35,6 @@ class WorkerError(Exception):
     """A worker ended with an error; the message is one line."""
 
 
-def environment(changes: Mapping[str, str | None] | None = None) -> dict[str, str]:
-    """This process's environment for a child that imports this tree; None takes a variable out."""
-    result = dict(os.environ)
-    own = [str(_EXPERIMENTS), str(_EXPERIMENTS.parent)]
-    result["PYTHONPATH"] = os.pathsep.join([*own, *filter(None, [result.get("PYTHONPATH")])])
-    for name, value in (changes or {}).items():
-        if value is None:
-            result.pop(name, None)
-        else:
-            result[name] = value
-    return result
-
-
 class Worker:
     """The parent's side.
 
@@ -62,23 +47,15 @@ class Worker:
       WorkerError: the task could not be prepared.
     """
 
-    def __init__(
-        self,
-        module: str,
-        arguments: Mapping[str, Any],
-        changes: Mapping[str, str | None] | None = None,
-    ):
-        # A file, not a pipe: nobody empties a pipe while the worker runs.
-        self._errors = tempfile.TemporaryFile(  # noqa: SIM115 (close() closes it)
-            mode="w+", encoding="utf-8", errors="replace"
-        )
+    def __init__(self, module: str, arguments: Mapping[str, Any], changes: Mapping[str, str]):
+        path = [str(_EXPERIMENTS), str(_EXPERIMENTS.parent), os.environ.get("PYTHONPATH", "")]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "_bench.worker", module, json.dumps(arguments)],
+            [sys.executable, "-m", "benchmarks.worker", module, json.dumps(arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._errors,
-            env=environment(changes),
-            text=True,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path)), **changes},
+            encoding="utf-8",
         )
         try:
             self.facts: dict[str, Any] = self._answer()
@@ -96,8 +73,6 @@ class Worker:
 
     def close(self) -> None:
         """Ends the process."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         try:
@@ -106,7 +81,6 @@ class Worker:
             self._process.kill()
             self._process.wait()
         self._process.stdout.close()
-        self._errors.close()
 
     def __enter__(self) -> Self:
         return self
@@ -115,20 +89,15 @@ class Worker:
         self.close()
 
     def _ask(self, line: str) -> dict[str, Any]:
-        assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # the answer will tell
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            status = self._process.wait()
-            self._errors.seek(0)
-            last = [text.strip() for text in self._errors if text.strip()][-1:]
-            raise WorkerError(" ".join([f"the process ended with status {status}:", *last]))
+            raise WorkerError(f"the process ended with status {self._process.wait()}")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise WorkerError(answer["error"])
@@ -137,7 +106,7 @@ class Worker:
 
 def main() -> None:
     """The child's side."""
-    from _bench import peers
+    from benchmarks import peers
 
     # Libraries print; the channel to the parent is a descriptor that they do not know of.
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -148,20 +117,15 @@ def main() -> None:
 
     module, arguments = sys.argv[1:]
     try:
-        started = time.perf_counter()
-        loaded = importlib.import_module(f"_bench.{module}")
-        seconds = time.perf_counter() - started
+        loaded = importlib.import_module(f"benchmarks.{module}")
         task: Task = loaded.prepare(**json.loads(arguments))
-        say({"import_seconds": seconds, **task.facts})
+        say(task.facts)
         for line in sys.stdin:
             command, *rest = line.split()
             say({"seconds": task.call(int(rest[0]))} if command == "run" else task.finish())
     except BrokenPipeError:
         return  # the parent is gone
     except Exception as error:
-        import traceback
-
-        traceback.print_exc()
         say({"error": peers.one_line(error)})
         sys.exit(1)
 
