@@ -44,10 +44,7 @@ def draw(settings: Settings) -> tuple[Figure, dict[str, Any]]:
             first.semilogx(b, values[:, k], label=None if j else label, **line)
         first.text(18, values[0, 1] + 0.008, f"μ = {m:g}", ha="right", fontsize=7)
     first.axvline(1.0, ymin=0.32, color="0.7", linewidth=0.7, zorder=0)
-    first.set_xlabel("b, logit units")
-    first.set_ylabel("x")
-    first.set_xlim(b[0], b[-1])
-    first.set_ylim(0.3, 1.0)
+    first.set(xlabel="b, logit units", ylabel="x", xlim=(b[0], b[-1]), ylim=(0.3, 1.0))
     over_loc = np.moveaxis(grids.over(errors, scales, loc), -1, 0)
     gaps, prices = over_loc[2:]
     for i, (s, line) in enumerate(zip(scales, style.ordered(len(scales)), strict=True)):
@@ -56,8 +53,7 @@ def draw(settings: Settings) -> tuple[Figure, dict[str, Any]]:
     second.set_ylabel("grey levels")
     third.set_ylabel("dB, for x drawn from the model")
     for panel in (second, third):
-        panel.set_xlabel("μ, logit units")
-        panel.set_xlim(-6, 6)
+        panel.set(xlabel="μ, logit units", xlim=(-6, 6))
     first.legend(loc="lower left")
     style.legend(figure, second, len(scales))
     style.title(axes, "three centres", "mean − median", "PSNR lost by the median")

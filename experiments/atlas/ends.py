@@ -41,10 +41,8 @@ def draw(settings: Settings) -> tuple[Figure, dict[str, Any]]:
         second.loglog(small, near[i], **line)
     first.set_ylim(0, 5.5)
     style.unit_axis(first)
-    first.set_xlabel("x")
-    first.set_ylabel("density, per unit of x")
-    second.set_xlabel("x")
-    second.set_xlim(small[0], small[-1])
+    first.set(xlabel="x", ylabel="density, per unit of x")
+    second.set(xlabel="x", xlim=(small[0], small[-1]))
     _regions(third, np.linspace(-3.0, 3.0, 4 * (settings.points // 4) + 1))
     style.legend(figure, first, len(SCALES))
     name = f"μ = {style.number(LOC)}"
@@ -85,7 +83,6 @@ def _regions(panel: style.Axes, loc: np.ndarray) -> None:
         fontsize=7,
         arrowprops={"arrowstyle": "-", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0},
     )
-    panel.set_xlim(loc[0], loc[-1])
-    panel.set_ylim(low, high)
-    panel.set_xlabel("μ, logit units")
-    panel.set_ylabel("b, logit units")
+    panel.set(
+        xlim=(loc[0], loc[-1]), ylim=(low, high), xlabel="μ, logit units", ylabel="b, logit units"
+    )

@@ -50,13 +50,10 @@ def draw(settings: Settings) -> tuple[Figure, dict[str, Any]]:
     first.set_ylabel("logit x")
     second.set_ylabel("logit units")
     for panel in (first, second):
-        panel.set_xlabel("grey level")
-        panel.set_xlim(0, 255)
-        panel.set_xticks([0, 64, 128, 192, 255])
-    third.set_ylabel("probability of 0 or 255")
-    third.set_xlabel("b, logit units")
-    third.set_ylim(0, 1)
-    third.set_xlim(b[0], b[-1])
+        panel.set(xlabel="grey level", xlim=(0, 255), xticks=[0, 64, 128, 192, 255])
+    third.set(
+        ylabel="probability of 0 or 255", xlabel="b, logit units", ylim=(0, 1), xlim=(b[0], b[-1])
+    )
     style.legend(figure, first, len(EPS))
     style.title(axes, "mapped value", "step of one grey level", "end values, μ = 0")
     return figure, numbers

@@ -89,8 +89,7 @@ def _column(axes: np.ndarray, points: int, loc: float, b: float) -> dict[str, An
     above.plot(x, np.where(inside, heights, np.nan), **line)
     below.plot(x, exact_cdf, **line)
     above.set_title(f"μ = {style.number(loc)}, b = {b:g}\nmean {mean:.3g}, sd {variance**0.5:.3g}")
-    above.set_ylim(0, 1.08 * top)
-    above.set_xlim(low, high)
+    above.set(ylim=(0, 1.08 * top), xlim=(low, high))
     below.set_ylim(-0.02, 1.02)
     # In the corner that the cdf leaves free.
     early = np.interp(0.6 * low + 0.4 * high, x, exact_cdf) > 0.6

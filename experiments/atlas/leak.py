@@ -28,8 +28,7 @@ def draw(settings: Settings) -> tuple[Figure, dict[str, Any]]:
         for name, curve in zip(UNBOUNDED, values[:, j], strict=True):
             panel.semilogx(b, curve, label=matching.FAMILIES[name].label, **LINES[name])
         panel.set_title(f"μ = {style.number(loc)}")
-        panel.set_xlabel("b, logit units")
-        panel.set_xlim(b[0], b[-1])
+        panel.set(xlabel="b, logit units", xlim=(b[0], b[-1]))
     style.decades(axes[0, 0], 1e-6, 1.0)
     axes[0, 0].set_ylabel("mass outside (0, 1)")
     style.legend(figure, axes[0, 0], len(UNBOUNDED))

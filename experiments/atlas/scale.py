@@ -43,14 +43,12 @@ def draw(settings: Settings) -> tuple[Figure, dict[str, Any]]:
             least = float(loss(distances[i], place))
             left.plot(place, least, "o", color=line["color"], markersize=4)
             best[f"{r:g} grey levels"] = {"best ln b": place, "loss there, nats": least}
-    left.set_ylim(-8.5, 6)
-    left.set_ylabel("loss, nats")
+    left.set(ylim=(-8.5, 6), ylabel="loss, nats")
     right.set_ylim(-8, 2)
     right.axhline(0.0, color="0.7", linewidth=0.7, zorder=0)
     right.set_ylabel("d loss / d ln b, nats")
     for panel in (left, right):
-        panel.set_xlim(log_scale[0], log_scale[-1])
-        panel.set_xlabel("ln b")
+        panel.set(xlim=(log_scale[0], log_scale[-1]), xlabel="ln b")
     title = "distance of the median from the target, grey levels"
     style.legend(figure, left, len(RESIDUALS), title)
     style.title(axes, "loss; dots at b = |logit x − μ|", "gradient, 1 − |logit x − μ| / b")
