@@ -8,7 +8,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
 
@@ -34,7 +34,7 @@ class Options(Settings):
 
     out: Path = Path("runs/density")
     """Folder for the files; it is made if it does not exist."""
-    figures: tuple[Figure, ...] = tuple(FIGURES)  # type: ignore[assignment]
+    figures: tuple[Figure, ...] = get_args(Figure)
     """Which figures to draw; the default is all of them."""
     format: tuple[Literal["png", "svg", "pdf"], ...] = ("png", "svg")
     """File formats of the pictures."""
@@ -73,7 +73,7 @@ def main(args: list[str]) -> None:
     for name, (*pictures, table) in targets.items():
         started = time.perf_counter()
         with jax.enable_x64(True), style.styled():
-            figure, numbers = load(name).draw(options)
+            figure, numbers = load(name)(options)
             for path in pictures:
                 style.save(figure, path, options.dpi)
         text = json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False)

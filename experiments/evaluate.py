@@ -9,6 +9,7 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
@@ -86,17 +87,17 @@ def main(args: list[str]) -> None:
         seconds = time.perf_counter() - started
         results[str(folder)] = values
         directory.write_whole(folder / "evaluation.json", _text(values))
+        if options.json is not None:
+            directory.write_whole(options.json, _text(results))
         page = folder / "evaluation.png"
         title = f"{folder.name}: {values['likelihood']}, step {values['step']}, {values['data']}"
         report_page.write_page(page, values, pictures, title)
         say(f"{folder}: step {values['step']}, evaluated in {seconds:.1f} s")
         say(report_page.table(values))
         say(f"page      {page}\nnumbers   {folder / 'evaluation.json'}")
-    if options.json is not None:
-        directory.write_whole(options.json, _text(results))
 
 
-def _text(values: dict[str, object]) -> str:
+def _text(values: Mapping[str, object]) -> str:
     return json.dumps(values, indent=2) + "\n"
 
 

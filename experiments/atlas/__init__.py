@@ -1,12 +1,16 @@
-"""Figures of density.py, one short module each.
+"""Figures of density.py: a function each, by topic.
 
-``draw(settings)`` computes a figure's grids by ``jax.vmap``, in double precision, and returns the
-matplotlib figure with the numbers that docs/density.md quotes of it.
+A function of a figure's name computes its grids by ``jax.vmap``, in double precision, and returns
+the matplotlib figure with the numbers that docs/density.md quotes of it.
 """
 
 import dataclasses
 import importlib
-from types import ModuleType
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FIGURES = {
     "shapes": "density and cdf over a grid of (μ, b)",
@@ -56,6 +60,9 @@ class Settings:
                     raise ValueError(f"{name} must lie in [{low}, {high}], got {value:g}")
 
 
-def load(name: str) -> ModuleType:
-    """The figure's module."""
-    return importlib.import_module(f"atlas.{name}")
+def load(name: str) -> Callable[[Settings], tuple["Figure", dict[str, Any]]]:
+    """The figure's function."""
+    places = {"families": "neighbors", "leak": "neighbors"}
+    places |= dict.fromkeys(("gradients", "scale", "epsilon"), "losses")
+    module = importlib.import_module(f"atlas.{places.get(name, 'distribution')}")
+    return getattr(module, name)

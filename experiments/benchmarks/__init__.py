@@ -9,11 +9,6 @@ import math
 from pathlib import Path
 from types import ModuleType
 
-SUITES = {
-    "loss": "the loss and its gradients beside autodiff, NumPyro, TFP, distrax and torch",
-    "step": "the dVAE's training step beside OpenAI's torch modules: images per second, memory",
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Options:

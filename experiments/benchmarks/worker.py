@@ -13,22 +13,9 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 _EXPERIMENTS = Path(__file__).parents[1]
-
-
-class Task(Protocol):
-    """What ``prepare(**arguments)`` of a worker's module returns."""
-
-    facts: dict[str, Any]
-    """What is known before the rounds: plain JSON types."""
-
-    def call(self, count: int) -> float:
-        """Does the work ``count`` times and returns the seconds."""
-
-    def finish(self) -> dict[str, Any]:
-        """What is known after the rounds: plain JSON types."""
 
 
 class WorkerError(Exception):
@@ -39,7 +26,9 @@ class Worker:
     """The parent's side.
 
     Args:
-      module: of this package; its ``prepare`` makes the task.
+      module: of this package; its ``prepare(**arguments)`` makes an object with ``facts`` (known
+        before the rounds), ``call(n)`` (works n times and returns the seconds) and ``finish()``
+        (known after the rounds), in plain JSON types.
       arguments: for ``prepare``, plain JSON types.
       changes: of the environment.
 
@@ -118,7 +107,7 @@ def main() -> None:
     module, arguments = sys.argv[1:]
     try:
         loaded = importlib.import_module(f"benchmarks.{module}")
-        task: Task = loaded.prepare(**json.loads(arguments))
+        task = loaded.prepare(**json.loads(arguments))
         say(task.facts)
         for line in sys.stdin:
             command, *rest = line.split()

@@ -46,7 +46,7 @@ def drawn(atlas):
     def draw(name):
         if name not in cache:
             with jax.enable_x64(True):
-                figure, numbers = atlas(name).draw(settings)
+                figure, numbers = atlas("").load(name)(settings)
             curves = [
                 [line.get_xydata().T for line in axes.lines if len(line.get_xdata()) > 2]
                 for axes in figure.axes
@@ -118,7 +118,7 @@ def test_centres(drawn):
 
 
 def test_the_limit_of_the_local_peak(atlas):
-    peak_limit = atlas("ends").peak_limit
+    peak_limit = atlas("distribution").peak_limit
 
     def log_density(t, loc, b):  # of x, at its logit t, without the constant
         return -np.abs(t - loc) / b - np.log(scipy.special.expit(t) * scipy.special.expit(-t))
