@@ -15,10 +15,8 @@ import _xla_flags
 # Before jax is imported: its start-up notes are not for the users of these scripts.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 _xla_flags.choose(os.environ)
-# Notebooks export their own backend and forced colors; the scripts draw into files alone.
+# Notebooks export their own backend; the scripts draw into files alone.
 os.environ["MPLBACKEND"] = "agg"
-for _name in ("FORCE_COLOR", "CLICOLOR_FORCE"):
-    os.environ.pop(_name, None)
 
 T = TypeVar("T")
 
