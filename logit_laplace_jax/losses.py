@@ -6,18 +6,13 @@ derivative rule is linear in the tangents with coefficients computed in the same
 works as well, which a ``jax.custom_vjp`` would forbid.
 """
 
-from functools import lru_cache, partial
-from typing import Any
+from functools import partial
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from logit_laplace_jax import distribution
-from logit_laplace_jax import pixel_map as pixel_maps
-from logit_laplace_jax.distribution import elementary
+from logit_laplace_jax import distribution, pixel_map
 
 
 @jax.jit
@@ -40,6 +35,7 @@ def logit_laplace_loss(x: ArrayLike, loc: ArrayLike, log_scale: ArrayLike) -> Ar
       TypeError: ``x`` is an integer array (pixels that were not mapped).
       ValueError: the shapes do not broadcast.
 
+    >>> import jax.numpy as jnp
     >>> logit_laplace_loss(jnp.array([0.5, 0.9]), loc=0.0, log_scale=0.0)
     Array([-0.6931472 ,  0.48242...], dtype=float32)
     >>> jax.grad(lambda m: logit_laplace_loss(jnp.array([0.9, 0.2]), m, 0.0).mean())(0.1)
@@ -48,51 +44,12 @@ def logit_laplace_loss(x: ArrayLike, loc: ArrayLike, log_scale: ArrayLike) -> Ar
     return -distribution.log_prob(x, loc, log_scale)
 
 
-@lru_cache(maxsize=64)
-def _level_constants(eps: float, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """logit φ(k) and ln φ(k)(1-φ(k)) of the 256 mapped levels, computed in long arithmetic.
-
-    They belong to the mapped value as rounded to ``dtype``, the x that the float path sees.
-    """
-    x = pixel_maps.mapped_levels(eps, dtype).astype(np.longdouble)
-    with np.errstate(divide="ignore"):
-        m = np.minimum(x, 1 - x)
-        t = np.copysign(np.log1p((1 - 2 * m) / m), x - 0.5)
-        log_jacobian = np.log(x) + np.log1p(-x)
-    return t.astype(dtype), log_jacobian.astype(dtype)
-
-
-@jax.custom_jvp
-def _pixel_nll(t: Array, log_jacobian: Array, loc: Array, log_scale: Array) -> Array:
-    value = distribution.laplace_nll(t, loc, log_scale) + log_jacobian
-    return jnp.where(jnp.isinf(t) & ~jnp.isnan(loc + log_scale), jnp.inf, value)
-
-
-def _pixel_nll_jvp(
-    primals: tuple[Array, Array, Array, Array], tangents: tuple[Any, Any, Any, Any]
-) -> tuple[Array, Array]:
-    t, _, loc, log_scale = primals
-
-    def masked(index: int) -> Array:
-        return jnp.where(
-            jnp.isinf(t), 0.0, distribution.laplace_nll_partials(t, loc, log_scale)[index]
-        )
-
-    value = _pixel_nll(*primals)
-    partials = [partial(masked, 0), partial(masked, 1)]
-    return value, elementary.weighted_tangents(partials, tangents[2:], value)
-
-
-_pixel_nll.defjvp(_pixel_nll_jvp, symbolic_zeros=True)
-
-
 def logit_laplace_pixel_loss(
     pixels: ArrayLike, loc: ArrayLike, log_scale: ArrayLike, eps: float = 0.1
 ) -> Array:
     """The same loss straight from 8-bit pixels: logit_laplace_loss(map_pixels(pixels), ...).
 
-    It reads one byte a value, and its logits and Jacobians are 256 exact constants. Equal to the
-    float path to rounding.
+    Compiled, the map is part of the loss's one pass: it reads one byte per value.
 
     Args:
       pixels: uint8 in 0..255, any shape.
@@ -108,19 +65,13 @@ def logit_laplace_pixel_loss(
       TypeError: ``pixels`` is not uint8.
       ValueError: ``eps`` is outside [0, 0.5), or the shapes do not broadcast.
 
-    >>> logit_laplace_pixel_loss(np.array([0, 128], np.uint8), loc=0.0, log_scale=0.0)
+    >>> import jax.numpy as jnp
+    >>> logit_laplace_pixel_loss(jnp.array([0, 128], jnp.uint8), loc=0.0, log_scale=0.0)
     Array([ 0.48242..., -0.6868...], dtype=float32)
     """
-    return _pixel_loss(pixel_maps.as_uint8(pixels), loc, log_scale, pixel_maps.check_eps(eps))
+    return _pixel_loss(pixel_map.as_uint8(pixels), loc, log_scale, pixel_map.check_eps(eps))
 
 
 @partial(jax.jit, static_argnames=("eps",))
 def _pixel_loss(pixels: Array, loc: ArrayLike, log_scale: ArrayLike, eps: float) -> Array:
-    # The precision of map_pixels: with x64 on the constants are float64.
-    constants = _level_constants(eps, jnp.result_type(float).name)
-    t, log_jacobian = (pixel_maps.look_up(table, pixels) for table in constants)
-    t, log_jacobian, loc, log_scale = distribution.broadcast(
-        pixels=t, log_jacobian=log_jacobian, loc=loc, log_scale=log_scale
-    )
-    distribution.debug_parameters(loc, log_scale)
-    return _pixel_nll(t, log_jacobian, loc, log_scale)
+    return logit_laplace_loss(pixel_map.map_pixels(pixels, eps), loc, log_scale)

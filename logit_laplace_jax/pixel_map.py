@@ -5,7 +5,9 @@ The logit-Laplace density lives on the open interval, 8-bit images do not: the m
 every value at least ε away from 0 and 1, where logit and density are steep.
 """
 
-from functools import lru_cache
+import math
+from fractions import Fraction
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -32,28 +34,25 @@ def check_eps(eps: float) -> float:
     return value
 
 
-@lru_cache(maxsize=64)
-def mapped_levels(eps: float, dtype: str = "float32") -> np.ndarray:
-    """The 256 mapped values φ(k/255), correctly rounded to ``dtype``; shape [256].
+def affine(levels: Array, slope: Fraction, offset: Fraction) -> Array:
+    """slope · levels + offset for whole numbers of at most 9 bits, right to one rounding.
 
-    A table, so that the map has the same bits eager, jitted and fused.
+    Both constants are split into a part on a grid, on which product and sum are exact, and a small
+    rest: a·k + c and b·k + d. No product is rounded, so that the bits are the same eager, jitted
+    and where a compiler fuses multiplication and addition; and dividing by 255, which compilers
+    turn into a multiplication, would cost another rounding.
 
-    >>> mapped_levels(0.1)[[0, 255]]
-    array([0.1, 0.9], dtype=float32)
+    >>> affine(jnp.array([0.0, 255.0]), Fraction(1, 255), Fraction(0))
+    Array([0., 1.], dtype=float32)
     """
-    levels = np.arange(256, dtype=np.float64) / 255.0
-    table = ((1.0 - 2.0 * eps) * levels + eps).astype(dtype)
-    table.setflags(write=False)
-    return table
-
-
-def look_up(table: np.ndarray, pixels: Array) -> Array:
-    """``table[pixels]`` for uint8 ``pixels`` and a table of 256 entries.
-
-    >>> look_up(mapped_levels(0.0), jnp.array([255], jnp.uint8))
-    Array([1.], dtype=float32)
-    """
-    return jnp.asarray(table).at[pixels.astype(jnp.int32)].get(mode="promise_in_bounds")
+    digits = jnp.finfo(levels.dtype).nmant + 1
+    largest = 511 * abs(slope) + abs(offset)
+    grid = Fraction(2) ** (math.frexp(float(largest))[1] - digits)
+    finer = grid / 2 ** (digits - 9)
+    a, c = (round(v / grid) * grid for v in (slope, offset))
+    b = round((slope - a) / finer) * finer
+    head = levels * float(a) + float(c)
+    return head + (levels * float(b) + float(offset - c))
 
 
 def as_uint8(pixels: ArrayLike, name: str = "pixels") -> Array | np.ndarray:
@@ -95,12 +94,18 @@ def map_pixels(pixels: ArrayLike, eps: float = 0.1) -> Array:
     eps = check_eps(eps)
     values = jnp.asarray(pixels)
     if values.dtype == jnp.uint8:
-        return look_up(mapped_levels(eps, jnp.result_type(float).name), values)
+        return _map_levels(values, eps)
     if not jnp.issubdtype(values.dtype, jnp.floating):
         raise TypeError(
             f"pixels must be uint8 in 0..255 or floating point in 0..1, got dtype {values.dtype}"
         )
     return _map_floats(values, 1.0 - 2.0 * eps, eps)
+
+
+@partial(jax.jit, static_argnames=("eps",))
+def _map_levels(pixels: Array, eps: float) -> Array:
+    levels = lax.convert_element_type(pixels, jnp.result_type(float))
+    return affine(levels, (1 - 2 * Fraction(eps)) / 255, Fraction(eps))
 
 
 @jax.jit

@@ -1,7 +1,9 @@
 """What every public function does with its arguments: types, shapes, ranges."""
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from logit_laplace_jax.checks import check
@@ -47,7 +49,41 @@ def broadcast(**named: ArrayLike) -> list[Array]:
     except ValueError:
         shapes = ", ".join(f"{name} {a.shape}" for name, a in zip(named, arrays, strict=True))
         raise ValueError(f"shapes do not broadcast: {shapes}") from None
-    return [jnp.broadcast_to(a, shape) for a in arrays]
+    return of_one_sharding([jnp.broadcast_to(a, shape) for a in arrays])
+
+
+def of_one_sharding(arrays: list[Array]) -> list[Array]:
+    """Arrays of one rank, each sharded along whatever one of them is sharded along.
+
+    Under a mesh with Explicit axes (what ``jax.make_mesh`` gives) a sharding is part of the type,
+    and a choice between two arrays wants both of one sharding. Elsewhere nothing is to be done.
+
+    >>> [a.shape for a in of_one_sharding([jnp.ones(2), jnp.zeros(2)])]
+    [(2,), (2,)]
+    """
+    shardings = [jax.typeof(a).sharding for a in arrays]
+    if len({s.spec for s in shardings}) == 1:
+        return arrays
+    axes = [
+        next((axis for axis in along if axis is not None), None)
+        for along in zip(*(s.spec for s in shardings), strict=True)
+    ]
+    mesh = next(s.mesh for s in shardings if any(axis is not None for axis in s.spec))
+    sharding = NamedSharding(mesh, PartitionSpec(*axes))
+    return [jax.sharding.reshard(a, sharding) for a in arrays]
+
+
+def gathered(array: Array, axes: tuple[int, ...]) -> Array:
+    """The array, no longer sharded along ``axes``: for sorting, or reshaping, under Explicit axes.
+
+    >>> gathered(jnp.ones(2), (0,))
+    Array([1., 1.], dtype=float32)
+    """
+    sharding = jax.typeof(array).sharding
+    spec = [None if i in axes else along for i, along in enumerate(sharding.spec)]
+    if tuple(spec) == tuple(sharding.spec):
+        return array
+    return jax.sharding.reshard(array, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
 
 
 def reject_integers(name: str, value: ArrayLike) -> None:

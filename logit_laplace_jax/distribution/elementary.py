@@ -62,6 +62,20 @@ def saturate(y: Array) -> Array:
     return jnp.where(y > largest, largest, jnp.where(y < -largest, -largest, y))
 
 
+@jax.custom_jvp
+def scaled(d: Array, log_scale: Array) -> Array:
+    """d exp(-log_scale), 0 at d = 0 whatever the scale; value and derivatives saturate."""
+    root = jnp.exp(-0.5 * log_scale)  # its square may overflow where the product does not
+    return jnp.where((d == 0) & ~jnp.isnan(log_scale), 0.0, saturate(d * root * root))
+
+
+@scaled.defjvp
+def _scaled_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    d, log_scale = primals
+    value = scaled(d, log_scale)
+    return value, saturate(jnp.exp(-log_scale)) * tangents[0] - value * tangents[1]
+
+
 def twice_atanh(s: Array) -> Array:
     """2 atanh(s) = ln((1 + s)/(1 - s)) for |s| <= 1/3, with small relative error."""
     # The first term left out is below 2**-26 (float32) or 2**-58 of the sum.

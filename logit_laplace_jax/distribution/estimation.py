@@ -6,11 +6,16 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.typing import ArrayLike
 
 from logit_laplace_jax.distribution import elementary
-from logit_laplace_jax.distribution.arguments import reject_integers, working_arrays
+from logit_laplace_jax.distribution.arguments import (
+    gathered,
+    of_one_sharding,
+    reject_integers,
+    working_arrays,
+)
 
 
 def fit(
@@ -70,7 +75,8 @@ def _fit(x: Array, counts: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
     kept = tuple(a for a in range(x.ndim) if a not in axes)
     size = math.prod(x.shape[a] for a in axes)
     shape = (*(x.shape[a] for a in kept), size)
-    x, counts = (v.transpose(kept + axes).reshape(shape) for v in (x, counts))
+    x, counts = of_one_sharding([x, counts])
+    x, counts = (gathered(v, axes).transpose(kept + axes).reshape(shape) for v in (x, counts))
 
     inside = elementary.inside(x) & counts
     t = elementary.logit(jnp.where(inside, x, 0.5))
@@ -83,8 +89,10 @@ def _fit(x: Array, counts: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
         nothing = jnp.full(shape[:-1], jnp.nan, x.dtype)
         return nothing, nothing
     ordered = jnp.sort(jnp.where(counts, t, jnp.inf), -1)  # what does not count goes to the end
+    place = lax.broadcasted_iota(jnp.int32, (1,) * len(kept) + (size,), len(kept))
     low, high = (
-        jnp.take_along_axis(ordered, jnp.clip(i, 0, size - 1), -1) for i in ((n - 1) // 2, n // 2)
+        jnp.where(place == i, ordered, 0.0).sum(-1, keepdims=True)
+        for i in (jnp.maximum(n - 1, 0) // 2, jnp.minimum(n // 2, size - 1))
     )
     same = low == high
     loc = jnp.where(same, low, low + 0.5 * jnp.where(same, 0.0, high - low))

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from logit_laplace_jax.distribution.arguments import of_one_sharding
+
 LOCATION_LIMIT = 1e3
 LOG_SCALE_LIMIT = 30.0
 LOGIT_LIMIT = 1e6
@@ -34,8 +36,10 @@ class Likelihood(abc.ABC):
     under ``jit``, ``vmap`` and ``grad``, and raises AssertionError (chex) for a wrong dtype or
     shape, at trace time.
 
-    A new family is one file: a frozen dataclass with ``name``, ``num_stats``, :meth:`reconstruct`
-    and the hooks ``_loss``, ``_log_mass``, ``_bin_cdf`` and ``_sample``, which get checked
+    NaN among a value's statistics gives NaN everywhere, never a plausible number.
+
+    A new family is one file: a frozen dataclass with ``name``, ``num_stats`` and the hooks
+    ``_loss``, ``_log_mass``, ``_bin_cdf``, ``_reconstruct`` and ``_sample``, which get checked
     arguments and run compiled; and its line in the registry.
     """
 
@@ -71,7 +75,7 @@ class Likelihood(abc.ABC):
         check_pixels(pixels, stats, self.num_stats)
         if noise is not None:
             check_noise(noise, pixels)
-        return _call(self, "_loss", pixels, stats, noise)
+        return _call(self, "_loss", *of_one_sharding([pixels, stats]), noise)
 
     def log_mass(self, pixels: Array, stats: Array) -> Array:
         """Exact log mass of the 8-bit values, in nats: float32 [..., C], at most 0.
@@ -83,7 +87,7 @@ class Likelihood(abc.ABC):
           AssertionError: a dtype or a shape differs.
         """
         check_pixels(pixels, stats, self.num_stats)
-        return _call(self, "_log_mass", pixels, stats)
+        return _call_or_nan(self, "_log_mass", *of_one_sharding([stats, pixels]))
 
     def bin_cdf(self, pixels: Array, stats: Array) -> tuple[Array, Array]:
         """The cdf at the two ends of each value's bin, (low, high): float32 [..., C] in [0, 1].
@@ -95,12 +99,12 @@ class Likelihood(abc.ABC):
           AssertionError: a dtype or a shape differs.
         """
         check_pixels(pixels, stats, self.num_stats)
-        low, high = _call(self, "_bin_cdf", pixels, stats)
+        low, high = _call_or_nan(self, "_bin_cdf", *of_one_sharding([stats, pixels]))
         return low, high
 
-    @abc.abstractmethod
     def reconstruct(self, stats: Array) -> Array:
-        """The point estimate of the pixels in [0, 1]: float32 [..., C]."""
+        """The family's point estimate of the pixels in [0, 1]: float32 [..., C]."""
+        return _call_or_nan(self, "_reconstruct", stats)
 
     def mean_and_median(self, stats: Array) -> tuple[Array, Array]:
         """Mean and median of the 8-bit value, divided by 255: float32 [..., C] each.
@@ -109,14 +113,12 @@ class Likelihood(abc.ABC):
         1/2. The levels are visited one after the other, so that nothing of 256 times the image's
         size is ever held.
         """
-        split_stats(stats, self.num_stats)  # for its checks
-        mean, median = _call(self, "_mean_and_median", stats)
+        mean, median = _call_or_nan(self, "_mean_and_median", stats)
         return mean, median
 
     def sample(self, key: Array, stats: Array) -> Array:
         """A draw of the pixels in [0, 1], mapped back and clipped: float32 [..., C]."""
-        split_stats(stats, self.num_stats)
-        return _call(self, "_sample", key, stats)
+        return _call_or_nan(self, "_sample", stats, key)
 
     def at_floor(self, stats: Array) -> Array:
         """Where the predicted log scale lies at or below its floor: bool [..., C].
@@ -137,6 +139,9 @@ class Likelihood(abc.ABC):
     def _bin_cdf(self, pixels: Array, stats: Array) -> tuple[Array, Array]: ...
 
     @abc.abstractmethod
+    def _reconstruct(self, stats: Array) -> Array: ...
+
+    @abc.abstractmethod
     def _sample(self, key: Array, stats: Array) -> Array: ...
 
     def _log_masses(self, stats: Array) -> Callable[[Array], Array]:
@@ -144,11 +149,11 @@ class Likelihood(abc.ABC):
         return lambda pixels: self._log_mass(pixels, stats)
 
     def _mean_and_median(self, stats: Array) -> tuple[Array, Array]:
-        shape = (*stats.shape[:-1], stats.shape[-1] // self.num_stats)
+        black = jnp.zeros_like(split_stats(stats, self.num_stats)[0], jnp.uint8)
         log_mass = self._log_masses(stats)
 
         def mass(level: Array) -> Array:
-            return jnp.exp(log_mass(jnp.full(shape, level.astype(jnp.uint8))))
+            return jnp.exp(log_mass(black + level.astype(jnp.uint8)))
 
         def visit(carry: tuple[Array, Array, Array], level: Array) -> tuple[Any, None]:
             cdf, moment, below = carry
@@ -170,6 +175,14 @@ class Likelihood(abc.ABC):
 @partial(jax.jit, static_argnums=(0, 1))
 def _call(likelihood: Likelihood, hook: str, *args: Array | None) -> Any:
     return getattr(likelihood, hook)(*args)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _call_or_nan(likelihood: Likelihood, hook: str, stats: Array, *before: Array) -> Any:
+    """``hook(*before, stats)``, and NaN where a statistic is, which a comparison would swallow."""
+    unknown = jnp.isnan(stack_stats(stats, likelihood.num_stats)).any(axis=-2)
+    out = getattr(likelihood, hook)(*before, stats)
+    return jax.tree.map(lambda a: jnp.where(unknown, jnp.nan, a), out)
 
 
 # --- Shared by the families -----------------------------------------------------------------------

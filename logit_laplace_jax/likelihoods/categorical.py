@@ -5,7 +5,6 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
 from logit_laplace_jax.likelihoods import base
@@ -28,7 +27,7 @@ class CategoricalLikelihood(base.Likelihood):
 
     @property
     def num_stats(self) -> int:
-        """256."""
+        """One logit per value."""
         return 256
 
     def log_probabilities(self, stats: Array) -> Array:
@@ -38,28 +37,26 @@ class CategoricalLikelihood(base.Likelihood):
         return jax.nn.log_softmax(logits, axis=-2)
 
     def _log_mass(self, pixels: Array, stats: Array) -> Array:
-        index = lax.convert_element_type(pixels, jnp.int32)[..., None, :]
-        return jnp.take_along_axis(self.log_probabilities(stats), index, axis=-2)[..., 0, :]
+        log_p = self.log_probabilities(stats)
+        return jnp.where(_levels() == pixels[..., None, :], log_p, 0.0).sum(axis=-2)
 
     def _loss(self, pixels: Array, stats: Array, noise: Array | None) -> Array:
         return -self._log_mass(pixels, stats)
 
     def _bin_cdf(self, pixels: Array, stats: Array) -> tuple[Array, Array]:
-        cdf = jnp.cumsum(jnp.exp(self.log_probabilities(stats)), axis=-2)
-        cdf = jnp.minimum(cdf, 1.0)
-        index = lax.convert_element_type(pixels, jnp.int32)[..., None, :]
-        high = jnp.take_along_axis(cdf, index, axis=-2)[..., 0, :]
-        low = jnp.take_along_axis(cdf, jnp.maximum(index - 1, 0), axis=-2)[..., 0, :]
-        return jnp.where(pixels == 0, 0.0, low), jnp.where(pixels == 255, 1.0, high)
+        p, level = jnp.exp(self.log_probabilities(stats)), pixels[..., None, :]
+        low = jnp.where(_levels() < level, p, 0.0).sum(axis=-2)
+        high = jnp.where(_levels() <= level, p, 0.0).sum(axis=-2)
+        return jnp.minimum(low, 1.0), jnp.where(pixels == 255, 1.0, jnp.minimum(high, 1.0))
 
-    def reconstruct(self, stats: Array) -> Array:
+    def _reconstruct(self, stats: Array) -> Array:
         """The mean of the value, divided by 255: float32 [..., C]."""
         return self._mean_and_median(stats)[0]
 
     def _mean_and_median(self, stats: Array) -> tuple[Array, Array]:
         p = jnp.exp(self.log_probabilities(stats))
-        levels = jnp.asarray(np.arange(256)[:, None] / 255.0, p.dtype)
-        mean = jnp.clip((p * levels).sum(axis=-2) / p.sum(axis=-2), 0.0, 1.0)
+        levels = lax.convert_element_type(_levels(), p.dtype)
+        mean = jnp.clip((p * levels).sum(axis=-2) / (255.0 * p.sum(axis=-2)), 0.0, 1.0)
         below = (jnp.cumsum(p, axis=-2) < 0.5).sum(axis=-2)
         return mean, lax.convert_element_type(jnp.minimum(below, 255), p.dtype) / 255.0
 
@@ -67,3 +64,8 @@ class CategoricalLikelihood(base.Likelihood):
         log_p = self.log_probabilities(stats)
         drawn = jax.random.categorical(key, log_p, axis=-2)
         return lax.convert_element_type(drawn, log_p.dtype) / 255.0
+
+
+def _levels() -> Array:
+    """The values 0 to 255 along the axis of the logits: uint8 [256, 1]."""
+    return lax.broadcasted_iota(jnp.uint8, (256, 1), 0)

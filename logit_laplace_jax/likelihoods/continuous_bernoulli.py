@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from logit_laplace_jax import pixel_bins
 from logit_laplace_jax.distribution import elementary
-from logit_laplace_jax.likelihoods import base, bins
+from logit_laplace_jax.likelihoods import base
 
 # ln(sinh(x)/x) = Σ cₙ x²ⁿ, cₙ = (-1)ⁿ⁺¹ ζ(2n)/(n π²ⁿ): 1/6, -1/180, 1/2835, ...
 _COEFFICIENTS = [1 / 6, -1 / 180] + [
@@ -67,9 +68,9 @@ class ContinuousBernoulliLikelihood(base.Likelihood):
     def _loss(self, pixels: Array, stats: Array, noise: Array | None) -> Array:
         eta = self.parameters(stats)
         small, safe, h, log_h = _two_sides(eta)
-        v = bins.levels(pixels, noise, eta.dtype) / 255.0
-        centred = _log_sinhc(0.5 * safe) - safe * (v - 0.5)
-        distance = jnp.where(eta < 0, v, 1.0 - v)
+        halves = pixel_bins.half_levels(pixels, noise, eta.dtype)
+        centred = _log_sinhc(0.5 * safe) - safe * (halves * (1.0 / 510.0))
+        distance = jnp.where(eta < 0, 255.0 + halves, 255.0 - halves) * (1.0 / 510.0)
         steep = h * distance - log_h + elementary.log1m_exp(h, log_h)
         return jnp.where(small, centred, steep)
 
@@ -89,27 +90,25 @@ class ContinuousBernoulliLikelihood(base.Likelihood):
 
     def _log_mass(self, pixels: Array, stats: Array) -> Array:
         eta = self.parameters(stats)
-        b = bins.line_bins(pixels, eta.dtype, closed=True)
-        bottom, top = b.lower + 1.0 + b.lower_rest, 1.0 - b.upper - b.upper_rest
-        middle = 0.25 * (b.lower + b.upper)  # halves of halves: y is twice as wide as v
-        distance = 0.5 * jnp.where(eta < 0, bottom, top)
-        return self._log_part(middle, distance, 0.5 * b.width, eta)
+        bins = pixel_bins.line_bins(pixels, eta.dtype, closed=True)
+        middle = (bins.lower + bins.upper) * (1.0 / 1020.0)
+        distance = jnp.where(eta < 0, 255.0 + bins.lower, 255.0 - bins.upper) * (1.0 / 510.0)
+        return self._log_part(middle, distance, 0.5 * bins.width, eta)
 
-    def _cdf(self, v: Array, eta: Array) -> Array:
-        inside = v > 0
-        v = jnp.where(inside, v, 1.0)
-        distance = jnp.where(eta < 0, 0.0, 1.0 - v)
-        part = self._log_part(0.5 * (v - 1.0), distance, v, eta)
+    def _cdf(self, halves: Array, eta: Array) -> Array:
+        inside = halves > -255.0
+        halves = jnp.where(inside, halves, 255.0)
+        below, above = (255.0 + halves) * (1.0 / 510.0), (255.0 - halves) * (1.0 / 510.0)
+        part = self._log_part(-0.5 * above, jnp.where(eta < 0, 0.0, above), below, eta)
         return jnp.where(inside, jnp.exp(part), 0.0)
 
     def _bin_cdf(self, pixels: Array, stats: Array) -> tuple[Array, Array]:
         eta = self.parameters(stats)
-        b = bins.line_bins(pixels, eta.dtype, closed=True)
-        bottom, top = b.lower + 1.0 + b.lower_rest, b.upper + 1.0 + b.upper_rest
-        low, high = self._cdf(0.5 * jnp.stack([bottom, top]), eta[None])
-        return low, jnp.where(b.last, 1.0, high)
+        bins = pixel_bins.line_bins(pixels, eta.dtype, closed=True)
+        low, high = (self._cdf(end, eta) for end in (bins.lower, bins.upper))
+        return low, jnp.where(bins.last, 1.0, high)
 
-    def reconstruct(self, stats: Array) -> Array:
+    def _reconstruct(self, stats: Array) -> Array:
         """The mean, 1/2 + (coth(η/2) - 2/η)/2: float32 [..., C].
 
         >>> ContinuousBernoulliLikelihood().reconstruct(jnp.array([-1e30, 0.0, 1.0]))

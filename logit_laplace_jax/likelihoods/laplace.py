@@ -3,7 +3,8 @@
 import dataclasses
 from typing import ClassVar
 
-from logit_laplace_jax.likelihoods import kernels, location_scale
+from logit_laplace_jax.distribution import kernels
+from logit_laplace_jax.likelihoods import location_scale
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Families with a location and one scale a value: how the scale is had, and all that follows."""
+"""Families with a location and one scale per value: the options of the scale, loss and masses."""
 
 import dataclasses
 import math
@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from logit_laplace_jax import pixel_map as pixel_maps
-from logit_laplace_jax.distribution import elementary
-from logit_laplace_jax.likelihoods import base, bins, kernels
+from logit_laplace_jax import pixel_bins, pixel_map
+from logit_laplace_jax.distribution import elementary, kernels
+from logit_laplace_jax.likelihoods import base
 
 Scale = Literal["per_pixel", "per_channel", "shared", "fixed", "optimal"]
 
@@ -152,7 +152,7 @@ class LocationScale(base.Likelihood):
         return jnp.exp(self.scale_power * jax.vmap(self._optimal)(t, loc))
 
     def _moment(self, t: Array, loc: Array, axes: tuple[int, ...] | None = None) -> Array:
-        return (jnp.abs(t - loc) ** self.scale_power).mean(axis=axes)
+        return (jnp.abs(self._distance(t, loc)) ** self.scale_power).mean(axis=axes)
 
     def _optimal(self, t: Array, loc: Array) -> Array:
         """ln of the scale with the least mean loss, a scalar, without gradients."""
@@ -170,20 +170,28 @@ class LocationScale(base.Likelihood):
     # --- The distribution -------------------------------------------------------------------------
 
     def _target(self, pixels: Array, noise: Array | None, loc: Array) -> Array:
-        """The pixels in the space of the location."""
-        return bins.line(pixels, noise, loc.dtype)
+        """The pixels' positions."""
+        return pixel_bins.half_levels(pixels, noise, loc.dtype)
 
-    def _bins(self, pixels: Array, loc: Array) -> bins.Bins:
-        """The pixels' bins in that space."""
-        return bins.line_bins(pixels, loc.dtype)
+    def _bins(self, pixels: Array, loc: Array) -> pixel_bins.Bins:
+        """The pixels' bins."""
+        return pixel_bins.line_bins(pixels, loc.dtype)
 
-    def _unmap(self, t: Array) -> Array:
-        """From that space to [0, 1], clipped."""
-        return bins.unmap_line(t)
+    def _unmap(self, y: Array) -> Array:
+        """From the space of the location to [0, 1], clipped."""
+        return pixel_bins.unmap_line(y)
+
+    def _distance(self, t: Array, loc: Array) -> Array:
+        """From the location to the position t, in units of the location."""
+        return pixel_bins.line_distance(t, loc)
+
+    def _z(self, t: Array, loc: Array, log_scale: Array) -> Array:
+        """The same in units of the scale."""
+        return elementary.scaled(self._distance(t, loc), log_scale)
 
     def _nll(self, t: Array, loc: Array, log_scale: Array) -> Array:
-        """Negative log density of t."""
-        return self.kernel.nll((t - loc) * jnp.exp(-log_scale)) + log_scale
+        """Negative log density of the position t, per unit of the location."""
+        return self.kernel.nll(self._z(t, loc, log_scale)) + log_scale
 
     def _loss(self, pixels: Array, stats: Array, noise: Array | None) -> Array:
         loc, log_scale = self.parameters(stats, pixels, noise)
@@ -193,11 +201,14 @@ class LocationScale(base.Likelihood):
         return self._log_mass_at(pixels, *self.parameters(stats, pixels))
 
     def _log_mass_at(self, pixels: Array, loc: Array, log_scale: Array) -> Array:
-        inv_scale = jnp.exp(-log_scale)
-        b = self._bins(pixels, loc)
-        z0, z1 = b.standardise(loc, inv_scale)
+        bins = self._bins(pixels, loc)
         return self.kernel.log_interval(
-            z0, z1, b.width * inv_scale, b.log_width - log_scale, b.first, b.last
+            self._z(bins.lower, loc, log_scale),
+            self._z(bins.upper, loc, log_scale),
+            elementary.scaled(bins.width, log_scale),
+            bins.log_width - log_scale,
+            bins.first,
+            bins.last,
         )
 
     def _log_masses(self, stats: Array) -> Callable[[Array], Array]:
@@ -206,11 +217,13 @@ class LocationScale(base.Likelihood):
 
     def _bin_cdf(self, pixels: Array, stats: Array) -> tuple[Array, Array]:
         loc, log_scale = self.parameters(stats, pixels)
-        b = self._bins(pixels, loc)
-        low, high = (self.kernel.cdf(z) for z in b.standardise(loc, jnp.exp(-log_scale)))
-        return jnp.where(b.first, 0.0, low), jnp.where(b.last, 1.0, high)
+        bins = self._bins(pixels, loc)
+        low, high = (
+            self.kernel.cdf(self._z(end, loc, log_scale)) for end in (bins.lower, bins.upper)
+        )
+        return jnp.where(bins.first, 0.0, low), jnp.where(bins.last, 1.0, high)
 
-    def reconstruct(self, stats: Array) -> Array:
+    def _reconstruct(self, stats: Array) -> Array:
         """The median, which is the location, mapped back and clipped: float32 [..., C]."""
         return self._unmap(self.location(stats))
 
@@ -233,11 +246,11 @@ class LogitLocationScale(LocationScale):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        pixel_maps.check_eps(self.eps)
+        pixel_map.check_eps(self.eps)
 
     def _mapped(self, pixels: Array, noise: Array | None, loc: Array) -> Array:
         """x in [ε, 1-ε]."""
-        return bins.unit_interval(pixels, noise, loc.dtype, self.eps)
+        return pixel_bins.unit_interval(pixels, noise, loc.dtype, self.eps)
 
     def _target(self, pixels: Array, noise: Array | None, loc: Array) -> Array:
         # At ε = 0 the edges count with the logit of the first number inside.
@@ -245,11 +258,14 @@ class LogitLocationScale(LocationScale):
         info = jnp.finfo(x.dtype)
         return elementary.logit(jnp.clip(x, float(info.tiny), 1.0 - float(info.epsneg)))
 
-    def _bins(self, pixels: Array, loc: Array) -> bins.Bins:
-        return bins.logit_bins(pixels, loc.dtype, self.eps)
+    def _bins(self, pixels: Array, loc: Array) -> pixel_bins.Bins:
+        return pixel_bins.logit_bins(pixels, loc.dtype, self.eps)
+
+    def _distance(self, t: Array, loc: Array) -> Array:
+        return t - loc
 
     def _unmap(self, t: Array) -> Array:
-        return pixel_maps.unmap_pixels(jax.nn.sigmoid(t), eps=self.eps)
+        return pixel_map.unmap_pixels(jax.nn.sigmoid(t), eps=self.eps)
 
 
 def best_log_scale(

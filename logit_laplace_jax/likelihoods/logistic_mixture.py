@@ -7,9 +7,12 @@ from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from logit_laplace_jax.likelihoods import base, bins, kernels
+from logit_laplace_jax import pixel_bins
+from logit_laplace_jax.distribution import elementary, kernels
+from logit_laplace_jax.likelihoods import base
 
 
 class Mixture(NamedTuple):
@@ -130,11 +133,14 @@ class LogisticMixtureLikelihood(base.Likelihood):
 
     def _interval(self, pixels: Array, mixture: Mixture, means: Array) -> Array:
         """Log mass of the pixels in each component: [..., C, K]."""
-        b = bins.line_bins(pixels[..., None], means.dtype)
-        inv_scale = jnp.exp(-mixture.log_scales)
-        z0, z1 = b.standardise(means, inv_scale)
+        bins = pixel_bins.line_bins(pixels[..., None], means.dtype)
         return kernels.Logistic.log_interval(
-            z0, z1, b.width * inv_scale, b.log_width - mixture.log_scales, b.first, b.last
+            _z(bins.lower, means, mixture),
+            _z(bins.upper, means, mixture),
+            elementary.scaled(bins.width, mixture.log_scales),
+            bins.log_width - mixture.log_scales,
+            bins.first,
+            bins.last,
         )
 
     @staticmethod
@@ -157,13 +163,13 @@ class LogisticMixtureLikelihood(base.Likelihood):
         # integrates to the mass over every bin of all channels.
         mixture = self.parameters(stats)
         dtype = mixture.means.dtype
-        means = mixture.shifted(bins.line(pixels, None, dtype))
-        z = (bins.line(pixels, noise, dtype)[..., None] - means) * jnp.exp(-mixture.log_scales)
+        means = mixture.shifted(_line(pixels, dtype))
+        z = _z(pixel_bins.half_levels(pixels, noise, dtype)[..., None], means, mixture)
         return -self._mixed(mixture, -kernels.Logistic.nll(z) - mixture.log_scales)
 
     def _log_mass(self, pixels: Array, stats: Array) -> Array:
         mixture = self.parameters(stats)
-        means = mixture.shifted(bins.line(pixels, None, mixture.means.dtype))
+        means = mixture.shifted(_line(pixels, mixture.means.dtype))
         return jnp.minimum(self._mixed(mixture, self._interval(pixels, mixture, means)), 0.0)
 
     def _log_masses(self, stats: Array) -> Callable[[Array], Array]:
@@ -178,11 +184,13 @@ class LogisticMixtureLikelihood(base.Likelihood):
 
     def _bin_cdf(self, pixels: Array, stats: Array) -> tuple[Array, Array]:
         mixture = self.parameters(stats)
-        means = mixture.shifted(bins.line(pixels, None, mixture.means.dtype))
+        means = mixture.shifted(_line(pixels, mixture.means.dtype))
         weights = jnp.exp(self._posterior(mixture, self._interval(pixels, mixture, means)))
-        b = bins.line_bins(pixels[..., None], means.dtype)
-        ends = b.standardise(means, jnp.exp(-mixture.log_scales))
-        low, high = ((weights * jax.nn.sigmoid(z)).sum(axis=-1) for z in ends)
+        bins = pixel_bins.line_bins(pixels[..., None], means.dtype)
+        low, high = (
+            (weights * jax.nn.sigmoid(_z(end, means, mixture))).sum(axis=-1)
+            for end in (bins.lower, bins.upper)
+        )
         low, high = jnp.minimum(low, 1.0), jnp.minimum(high, 1.0)
         return jnp.where(pixels == 0, 0.0, low), jnp.where(pixels == 255, 1.0, high)
 
@@ -198,14 +206,14 @@ class LogisticMixtureLikelihood(base.Likelihood):
             means = mixture.shifted(jnp.clip(means, -1.0, 1.0))
         return means
 
-    def reconstruct(self, stats: Array) -> Array:
+    def _reconstruct(self, stats: Array) -> Array:
         """The weighted mean of the components' means, each clipped to the range: float32 [..., C].
 
         (``mean_and_median`` gives the mean of the 8-bit value exactly, at 256 times the cost.)
         """
         mixture = self.parameters(stats)
         means = jnp.clip(self._marginal_means(mixture), -1.0, 1.0)
-        return bins.unmap_line((jnp.exp(mixture.log_weights) * means).sum(axis=-1))
+        return pixel_bins.unmap_line((jnp.exp(mixture.log_weights) * means).sum(axis=-1))
 
     def _sample(self, key: Array, stats: Array) -> Array:
         """The component first, then channel after channel given the 8-bit values before."""
@@ -223,6 +231,16 @@ class LogisticMixtureLikelihood(base.Likelihood):
         y = picked.means[..., 0] + steps
         if picked.coefficients is not None:
             for _ in range(2):  # green, then blue
-                level = jnp.round(255.0 * bins.unmap_line(y))
-                y = picked.shifted((2.0 * level - 255.0) / 255.0)[..., 0] + steps
-        return bins.unmap_line(y)
+                level = jnp.round(255.0 * pixel_bins.unmap_line(y))
+                y = picked.shifted((2.0 * level - 255.0) * (1.0 / 255.0))[..., 0] + steps
+        return pixel_bins.unmap_line(y)
+
+
+def _line(pixels: Array, dtype: np.dtype) -> Array:
+    """y in [-1, 1] of the pixels."""
+    return pixel_bins.half_levels(pixels, None, dtype) * (1.0 / pixel_bins.HALF_LEVELS)
+
+
+def _z(halves: Array, means: Array, mixture: Mixture) -> Array:
+    """Positions in units of the scales from the means: [..., C, K]."""
+    return elementary.scaled(pixel_bins.line_distance(halves, means), mixture.log_scales)

@@ -5,8 +5,9 @@ from typing import ClassVar
 
 from jax import Array
 
-from logit_laplace_jax import losses, pixel_masses
-from logit_laplace_jax.likelihoods import bins, kernels, location_scale
+from logit_laplace_jax import losses, pixel_bins
+from logit_laplace_jax.distribution import kernels
+from logit_laplace_jax.likelihoods import location_scale
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,8 +15,8 @@ class LogitLaplaceLikelihood(location_scale.LogitLocationScale):
     """Laplace in t = logit x, x = (1-2ε)v + ε: maps of μ, then of ln b, both in logit space.
 
     The loss is the negative log density of the mapped pixel x (the paper's equation 2), that of
-    ``logit_laplace_pixel_loss``; ``log_mass`` is ``pixel_log_prob``. The paper has eps=0.1 and no
-    floor. The optimal b is the mean absolute deviation in logit space. ``reconstruct`` is the
+    ``logit_laplace_pixel_loss``; ``log_mass`` that of ``pixel_log_prob``. The paper has eps=0.1 and
+    no floor. The optimal b is the mean absolute deviation in logit space. ``reconstruct`` is the
     median, clip((sigmoid(μ) - ε)/(1 - 2ε), 0, 1).
 
     >>> import jax.numpy as jnp
@@ -35,8 +36,5 @@ class LogitLaplaceLikelihood(location_scale.LogitLocationScale):
         loc, log_scale = self.parameters(stats, pixels, noise)
         if noise is None:
             return losses.logit_laplace_pixel_loss(pixels, loc, log_scale, eps=self.eps)
-        x = bins.unit_interval(pixels, noise, loc.dtype, self.eps)
+        x = pixel_bins.unit_interval(pixels, noise, loc.dtype, self.eps)
         return losses.logit_laplace_loss(x, loc, log_scale)
-
-    def _log_mass_at(self, pixels: Array, loc: Array, log_scale: Array) -> Array:
-        return pixel_masses.pixel_log_prob(pixels, loc, log_scale, eps=self.eps)

@@ -6,8 +6,8 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jax import Array
 
-from logit_laplace_jax.distribution import elementary
-from logit_laplace_jax.likelihoods import kernels, location_scale
+from logit_laplace_jax.distribution import elementary, kernels
+from logit_laplace_jax.likelihoods import location_scale
 
 
 @dataclasses.dataclass(frozen=True)

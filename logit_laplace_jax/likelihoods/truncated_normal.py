@@ -3,7 +3,8 @@
 import dataclasses
 from typing import ClassVar
 
-from logit_laplace_jax.likelihoods import kernels, truncated
+from logit_laplace_jax.distribution import kernels
+from logit_laplace_jax.likelihoods import truncated
 
 
 @dataclasses.dataclass(frozen=True)

@@ -155,7 +155,9 @@ def test_cdf_of_the_bins(case, seen):
     assert np.all(seen.low <= seen.high)
     if getattr(case.likelihood, "coupled", False):
         return  # the conditional's cdf: its own test, and the integral transform below
-    np.testing.assert_allclose(seen.low[1:], seen.high[:-1], atol=4 * U)
+    # One formula at one end, compiled twice: products and sums may be fused in one of them, which
+    # shows in the logarithms of the cdf, up to some ten in size where it is not small.
+    np.testing.assert_allclose(seen.low[1:], seen.high[:-1], atol=16 * U)
     # As far as the masses' sum is permitted to err; a corner of the cdf is no worse than a middle.
     difference = seen.high.astype(np.float64) - seen.low
     np.testing.assert_allclose(difference, np.exp(seen.table), atol=1e-5)

@@ -68,8 +68,8 @@ def log_mass_interval(family, k, loc, log_scale, eps=None, roundings=8):
     The distances are those of the bin's ends (or those of the support, where it is truncated) from
     the location; their error is that of the location. To these come as many roundings of
     the value itself; where the family is renormalised, of the terms it is the difference of: ln b,
-    and the logarithm of the distance from the support. (``logit_laplace`` is ``pixel_log_prob``,
-    whose bound has the ends' own rounding too.) Numbers below the smallest normal one may be 0.
+    and the logarithm of the distance from the support. In logit
+    space the ends have a rounding of their own. Numbers below the smallest normal one may be 0.
     """
     loc, log_scale = exact(loc), exact(log_scale)
     unit = roundings * MP.mpf(2) ** -24
@@ -77,7 +77,7 @@ def log_mass_interval(family, k, loc, log_scale, eps=None, roundings=8):
     closed = family.startswith("truncated_")
     ends = logit_ends(k, eps) if family.startswith("logit_") else line_ends(k, closed)
     distance = max(abs(end - loc) for end in ends if end is not None)
-    if family == "logit_laplace":
+    if family.startswith("logit_"):
         distance += max(abs(end) for end in ends if end is not None)
     values = [true]
     for shift in (-unit * distance, unit * distance):

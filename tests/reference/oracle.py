@@ -340,7 +340,8 @@ def kl_divergence(loc_p, log_scale_p, loc_q, log_scale_q, roundings=16):
 
     Permitted: 16u (1 + condition) with respect to r and d. These are differences of numbers that
     are given exactly, which floating-point subtraction rounds but once, however near they are.
-    But a subnormal loc_p - loc_q may be flushed to zero, as in `log_prob`.
+    But a subnormal loc_p - loc_q may be flushed to zero, as in `log_prob`, and so may each of the
+    two.
     """
     dtype = np.asarray(loc_p).dtype
     unit = UNIT[dtype]
@@ -352,7 +353,11 @@ def kl_divergence(loc_p, log_scale_p, loc_q, log_scale_q, roundings=16):
         return (MP.mpf(0),) * 3
     in_r, in_d = abs(r * (MP.expm1(r) + ratio * bend)), abs(d * ratio * MP.expm1(-d))
     low, _, high = relative(true, roundings * unit * (1 + (in_r + in_d) / true))
-    if abs(exact(loc_p) - exact(loc_q)) <= float(np.finfo(dtype).tiny):
+    tiny = float(np.finfo(dtype).tiny)
+    flushed = sum(abs(exact(v)) for v in (loc_p, loc_q) if abs(float(v)) < tiny)
+    slope = ratio * abs(MP.expm1(-d)) * MP.exp(-exact(log_scale_p))
+    low, high = low - slope * flushed, high + slope * flushed
+    if abs(exact(loc_p) - exact(loc_q)) <= tiny:
         low = min(low, _exp_minus_two_terms(r) * (1 - roundings * unit))
     return low, true, high
 

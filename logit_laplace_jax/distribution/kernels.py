@@ -69,6 +69,11 @@ class Tailed(Kernel):
     def core(a: Array) -> Array:
         """P(0 < Z < a), a >= 0, with small relative error."""
 
+    @classmethod
+    def middle(cls, half: Array, offset: Array) -> Array:
+        """P(-half < Z + offset < half), 0 <= abs(offset) <= half; not close to 1."""
+        return cls.core(half + offset) + cls.core(half - offset)
+
     @staticmethod
     @abc.abstractmethod
     def log_fall(a: Array, delta: Array, log_delta: Array, open_: Array) -> Array:
@@ -80,16 +85,25 @@ class Tailed(Kernel):
         """H(a + s) - H(a), a >= 0 and s >= 0, without cancellation."""
 
     @classmethod
-    def log_around(cls, z0: Array, z1: Array, first: Array, last: Array) -> Array:
+    def log_around(
+        cls, z0: Array, z1: Array, delta: Array, log_delta: Array, first: Array, last: Array
+    ) -> Array:
         """Log probability of z₀ < Z < z₁ for z₀ < 0 < z₁; an infinite end where marked."""
-        x0, x1 = jnp.where(first, 1.0, -z0), jnp.where(last, 1.0, z1)
-        lost = jnp.where(first, 0.0, cls.tail(x0)) + jnp.where(last, 0.0, cls.tail(x1))
-        kept = jnp.where(first, 0.5, cls.core(x0)) + jnp.where(last, 0.5, cls.core(x1))
-        most = lost <= 0.5
+        # Δ is known better than the two ends are: the nearer one and Δ give the other.
+        open_, half = first | last, 0.5 * delta
+        nearer = jnp.minimum(jnp.minimum(-z0, z1), half)
+        nearer = jnp.where(first, z1, jnp.where(last, -z0, nearer))
+        farther = jnp.where(open_, 1.0, delta - nearer)
+        lost = cls.tail(nearer) + jnp.where(open_, 0.0, cls.tail(farther))
+        most = lost <= 0.5  # as always where an end is open
         lost = jnp.where(most, lost, 0.0)
-        kept = jnp.where(most, 1.0, kept)
+        offset = jnp.where(-z0 < z1, nearer - half, half - nearer)
+        kept = cls.middle(jnp.where(most, 1.0, half), jnp.where(most, 0.0, offset))
+        vanishes = kept < jnp.finfo(z0.dtype).tiny  # so wide a scale that the density is constant
+        kept = jnp.log(jnp.where(most | vanishes, 1.0, kept))
+        kept = jnp.where(vanishes, log_delta - cls.nll(jnp.zeros_like(z0)), kept)
         # log1p of a positive argument: of a negative one it is inaccurate on some platforms.
-        return jnp.where(most, -jnp.log1p(lost / (1.0 - lost)), jnp.log(kept))
+        return jnp.where(most, -jnp.log1p(lost / (1.0 - lost)), kept)
 
     @classmethod
     def log_interval(
@@ -104,7 +118,7 @@ class Tailed(Kernel):
         around, near = sides(z0, z1, first, last)
         beside = cls.log_fall(near, delta, log_delta, first | last) - cls.nll(near)
         start, end = jnp.where(around, z0, -1.0), jnp.where(around, z1, 1.0)
-        return jnp.where(around, cls.log_around(start, end, first, last), beside)
+        return jnp.where(around, cls.log_around(start, end, delta, log_delta, first, last), beside)
 
 
 def sides(z0: Array, z1: Array, first: Array, last: Array) -> tuple[Array, Array]:
@@ -142,6 +156,11 @@ class Laplace(Tailed):
         """(1 - exp(-a))/2."""
         return -0.5 * jnp.expm1(-a)
 
+    @classmethod
+    def middle(cls, half: Array, offset: Array) -> Array:
+        """1 - exp(-half) cosh(offset), so that nothing cancels in the derivatives."""
+        return -jnp.expm1(-half) - 2.0 * jnp.exp(-half) * jnp.sinh(0.5 * offset) ** 2
+
     @staticmethod
     def log_fall(a: Array, delta: Array, log_delta: Array, open_: Array) -> Array:
         """ln(1 - exp(-Δ)), whatever a is."""
@@ -149,7 +168,7 @@ class Laplace(Tailed):
 
     @staticmethod
     def drop(a: Array, s: Array) -> Array:
-        """Equal to s."""
+        """The Laplace's H is linear on either side."""
         return s
 
 
