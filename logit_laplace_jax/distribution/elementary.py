@@ -62,9 +62,17 @@ def saturate(y: Array) -> Array:
     return jnp.where(y > largest, largest, jnp.where(y < -largest, -largest, y))
 
 
+def exp(y: Array) -> Array:
+    """exp(y), at most the largest finite number, with derivative 0 there."""
+    # Found before the exponential: a cap after it would make 0 · inf of the derivative.
+    info = jnp.finfo(y.dtype)
+    overflows = y > np.log(info.max) - 1e-4
+    return jnp.where(overflows, info.max, jnp.exp(jnp.where(overflows, 0.0, y)))
+
+
 @jax.custom_jvp
 def scaled(d: Array, log_scale: Array) -> Array:
-    """d exp(-log_scale), 0 at d = 0 whatever the scale; value and derivatives saturate."""
+    """d exp(-log_scale), 0 at d = 0 whatever the scale; value and derivatives stay finite."""
     root = jnp.exp(-0.5 * log_scale)  # its square may overflow where the product does not
     return jnp.where((d == 0) & ~jnp.isnan(log_scale), 0.0, saturate(d * root * root))
 
@@ -73,7 +81,10 @@ def scaled(d: Array, log_scale: Array) -> Array:
 def _scaled_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     d, log_scale = primals
     value = scaled(d, log_scale)
-    return value, saturate(jnp.exp(-log_scale)) * tangents[0] - value * tangents[1]
+    # A quarter of the largest number, so that the two terms' sum is finite.
+    limit = 0.25 * jnp.finfo(d.dtype).max
+    by_d, by_log_scale = jnp.minimum(jnp.exp(-log_scale), limit), jnp.clip(value, -limit, limit)
+    return value, by_d * tangents[0] - by_log_scale * tangents[1]
 
 
 def twice_atanh(s: Array) -> Array:

@@ -50,6 +50,7 @@ from logit_laplace_jax.distribution.arguments import broadcast, debug_parameters
 from logit_laplace_jax.distribution.elementary import LN2, weighted_tangents
 
 _NARROW = math.log(0.25)  # the largest ln b of the Gauss-Laguerre method
+_WIDEST = 40.0  # beyond this ln b the moments keep their limits for b -> ∞ to rounding
 _EDGE = 3.0  # where the series takes over from the panels
 
 _LAGUERRE = np.polynomial.laguerre.laggauss(24)
@@ -156,6 +157,7 @@ def _forward(loc: Array, log_scale: Array) -> tuple[Array, Array, Array]:
     # Far beyond any use, and where products with L stay finite.
     folded = jnp.maximum(jnp.where(loc > 0, -loc, loc), -1e30)
     narrow = log_scale <= _NARROW
+    log_scale = jnp.minimum(log_scale, _WIDEST)
     few = _narrow(folded, jnp.exp(jnp.where(narrow, log_scale, _NARROW)))
     many = _wide(folded, jnp.exp(jnp.where(narrow, _NARROW, log_scale)))
     mean, variance, slope = (jnp.where(narrow, f, m) for f, m in zip(few, many, strict=True))
@@ -265,8 +267,8 @@ def entropy(loc: ArrayLike, log_scale: ArrayLike) -> Array:
     folded = -jnp.where(loc > 0, loc, -loc)
     of_laplace = 1.0 + LN2 + log_scale
     at_median = folded - 2.0 * jnp.log1p(jnp.exp(folded))  # ln x(1-x)
-    scale = elementary.saturate(jnp.exp(log_scale))
-    return of_laplace + at_median - 2.0 * scale * _moments(loc, log_scale)[2]
+    slope = _moments(loc, log_scale)[2]
+    return of_laplace + at_median - elementary.scaled(2.0 * slope, -log_scale)
 
 
 @jax.jit

@@ -17,9 +17,8 @@ from logit_laplace_jax.distribution.elementary import LN2
 
 
 def shift(loc: Array, z: Array, log_scale: Array) -> Array:
-    """μ + b z, where b = inf does not turn z = 0 into NaN."""
-    scale = elementary.saturate(jnp.exp(log_scale))
-    return loc + scale * z
+    """μ + b z; μ at z = 0 also where b overflows."""
+    return loc + elementary.scaled(z, -log_scale)
 
 
 def _edge(p: Array, at_zero: ArrayLike, at_one: ArrayLike) -> Array:

@@ -54,7 +54,7 @@ class Truncated(location_scale.LocationScale):
 
     def _whole(self, loc: Array, log_scale: Array) -> tuple[Array, Array, Array]:
         """(is μ in (-1, 1), A, ln Z there and ln J(A, 2/b) elsewhere)."""
-        inside = jnp.abs(loc) < 1.0
+        inside = ~(jnp.abs(loc) >= 1.0)  # where NaN goes too, and stays
         distance = scaled(jnp.maximum(jnp.abs(loc), 1.0) - 1.0, log_scale)
         closed = jnp.zeros_like(inside)
         delta, log_delta = scaled(jnp.full_like(loc, 2.0), log_scale), LN2 - log_scale

@@ -148,6 +148,44 @@ def test_estimates_lie_in_the_unit_interval(case, seen):
         assert value.max() <= 1
 
 
+@pytest.mark.parametrize("name", likelihoods.names())
+def test_statistics_that_are_nan_give_nan(name):
+    """One NaN among the statistics of a value: nothing of that value is a plausible number."""
+    likelihood = likelihoods.get(name)
+    n = likelihood.num_stats
+    places = sorted({0, n // 2, n - 1})
+    stats = np.zeros((len(places) + 1, n), np.float32)
+    stats[range(len(places)), places] = np.nan
+    pixels = np.full((len(stats), 1), 77, np.uint8)
+
+    @jax.jit
+    def everything(pixels, stats):
+        return (
+            likelihood.loss(pixels, stats),
+            likelihood.log_mass(pixels, stats),
+            likelihood.bin_cdf(pixels, stats),
+            likelihood.reconstruct(stats),
+            likelihood.mean_and_median(stats),
+            likelihood.sample(jax.random.key(0), stats),
+        )
+
+    for out in jax.tree.leaves(everything(pixels, stats)):
+        assert np.isnan(out[:-1]).all()
+        assert np.isfinite(out[-1]).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "stats", "loss"),
+    [  # from sixty digits; a division by 255 would cost the last two
+        ("continuous_bernoulli", 254, [1e5], 380.643937),
+        ("truncated_normal", 2, [-0.9, -4.0], 7.514468),
+    ],
+)
+def test_levels_are_not_divided(name, level, stats, loss):
+    got = likelihoods.get(name).loss(np.array([[level]], np.uint8), np.float32([stats]))
+    np.testing.assert_allclose(got, loss, rtol=3 * 2.0**-24)
+
+
 @each
 def test_cdf_of_the_bins(case, seen):
     assert np.all(seen.low[0] == 0)
