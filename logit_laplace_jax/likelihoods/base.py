@@ -8,6 +8,7 @@ between e**-12 and e**3), values inside them pass unchanged, and the gradient ou
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
@@ -180,7 +181,9 @@ def _call(likelihood: Likelihood, hook: str, *args: Array | None) -> Any:
 @partial(jax.jit, static_argnums=(0, 1))
 def _call_or_nan(likelihood: Likelihood, hook: str, stats: Array, *before: Array) -> Any:
     """``hook(*before, stats)``, and NaN where a statistic is, which a comparison would swallow."""
-    unknown = jnp.isnan(stack_stats(stats, likelihood.num_stats)).any(axis=-2)
+    unknown = functools.reduce(
+        jnp.logical_or, map(jnp.isnan, split_stats(stats, likelihood.num_stats))
+    )
     out = getattr(likelihood, hook)(*before, stats)
     return jax.tree.map(lambda a: jnp.where(unknown, jnp.nan, a), out)
 
@@ -197,8 +200,12 @@ def split_stats(stats: Array, num_stats: int) -> list[Array]:
     >>> [a.tolist() for a in split_stats(jnp.arange(4.0), 2)]
     [[0.0, 1.0], [2.0, 3.0]]
     """
-    stats = stack_stats(stats, num_stats)
-    return [stats[..., i, :] for i in range(num_stats)]
+    stats = _floats(stats, num_stats)
+    # By slices: on a TPU the array that a reshape makes of few channels is mostly padding.
+    channels = stats.shape[-1] // num_stats
+    return [
+        lax.slice_in_dim(stats, i * channels, (i + 1) * channels, axis=-1) for i in range(num_stats)
+    ]
 
 
 def stack_stats(stats: Array, num_stats: int) -> Array:
@@ -210,14 +217,18 @@ def stack_stats(stats: Array, num_stats: int) -> Array:
     >>> stack_stats(jnp.arange(4.0), 2).tolist()
     [[0.0, 1.0], [2.0, 3.0]]
     """
+    stats = _floats(stats, num_stats)
+    return stats.reshape(*stats.shape[:-1], num_stats, stats.shape[-1] // num_stats)
+
+
+def _floats(stats: Array, num_stats: int) -> Array:
     import chex  # on first use: see distribution.sample
 
     chex.assert_type(stats, float)
     maps = stats.shape[-1]
     if maps % num_stats:
         raise ValueError(f"stats have {maps} maps, not a multiple of {num_stats} a channel")
-    stats = lax.convert_element_type(stats, jnp.promote_types(stats.dtype, jnp.float32))
-    return stats.reshape(*stats.shape[:-1], num_stats, maps // num_stats)
+    return lax.convert_element_type(stats, jnp.promote_types(stats.dtype, jnp.float32))
 
 
 def check_pixels(pixels: Array, stats: Array, num_stats: int) -> None:

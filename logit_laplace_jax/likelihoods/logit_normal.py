@@ -29,8 +29,10 @@ class LogitNormalLikelihood(location_scale.LogitLocationScale):
     kernel: ClassVar[type[kernels.Kernel]] = kernels.Normal
 
     def _loss(self, pixels: Array, stats: Array, noise: Array | None) -> Array:
-        x = self._mapped(pixels, noise, self.location(stats))
+        loc, log_scale = self.parameters(stats, pixels, noise)
+        x = self._mapped(pixels, noise, loc)
         inside = elementary.inside(x)
-        value = super()._loss(pixels, stats, noise)
-        value = value + elementary.log_jacobian(jnp.where(inside, x, 0.5))
+        safe = jnp.where(inside, x, 0.5)
+        t = elementary.logit(safe)
+        value = self._nll(t, loc, log_scale) + elementary.log_jacobian_at(safe, t)
         return jnp.where(inside, value, jnp.inf)
