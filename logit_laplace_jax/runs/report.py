@@ -181,15 +181,14 @@ def compare(run: Run) -> tuple[list[str], dict[str, Any]]:
             sample=_PATCHES_PER_CODE * codes,
         )
         rows["kmeans"] = (f"k-means patches, {codes} codes", quantised, bits)
-    values = {name: _psnr(images, crops) for name, (_, images, _) in rows.items()}
+    originals = jnp.asarray(crops / 255.0)
+    values = {}
+    for name, (_, images, _) in rows.items():
+        error = metrics.mean_squared_error(jnp.asarray(images), originals)
+        values[name] = float(metrics.psnr(error).mean())
     lines = [f"{len(crops)} held-out crops of {config.image_size} x {config.image_size}     PSNR"]
     for name, (label, _, note) in rows.items():
         lines.append(f"  {label:<32} {values[name]:6.2f} dB  {note}".rstrip())
     if "kmeans" not in rows:
         lines.append(f"  k-means left out: {codes} codes are too many for so few patches per crop")
     return lines, {f"psnr_{name}": value for name, value in values.items()}
-
-
-def _psnr(images: np.ndarray, crops: np.ndarray) -> float:
-    error = metrics.mean_squared_error(jnp.asarray(images), jnp.asarray(crops / 255.0))
-    return float(metrics.psnr(error).mean())
