@@ -16,8 +16,11 @@ from logit_laplace_jax.distribution.elementary import LN2, weighted_tangents
 def standardise(t: Array, loc: Array, log_scale: Array) -> tuple[Array, Array]:
     """(|t - μ| / b, sign(t - μ) / b), both 0 at a tie, however small b is."""
     d = t - loc
-    inv_scale = elementary.exp(-log_scale)
-    distance = elementary.scaled(jnp.abs(d), log_scale)
+    # One exponential serves both. Its square may overflow where the distance does not.
+    root = elementary.exp(-0.5 * log_scale)
+    inv_scale = elementary.saturate(root * root)
+    distance = elementary.saturate(jnp.abs(d) * root * root)
+    distance = jnp.where((d == 0) & ~jnp.isnan(log_scale), 0.0, distance)
     # The last d is 0 or NaN.
     slope = jnp.where(d > 0, inv_scale, jnp.where(d < 0, -inv_scale, d))
     return distance, slope
