@@ -1,6 +1,6 @@
 """The logit-Laplace distribution as a member of other libraries' families.
 
-One module a library, each with one class ``LogitLaplace(loc, log_scale)``:
+One module per library, each with one class ``LogitLaplace(loc, log_scale)``:
 
     logit_laplace_jax.adapters.numpyro    a numpyro.distributions.Distribution
     logit_laplace_jax.adapters.tfp        a TensorFlow Probability distribution (its JAX substrate)

@@ -4,6 +4,7 @@ Source: Ramesh et al. 2021, "Zero-Shot Text-to-Image Generation", arXiv:2102.120
 equation 2. Densities and entropies are in nats.
 """
 
+import itertools
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 import logit_laplace_jax as ll
-from logit_laplace_jax.adapters import _missing
+from logit_laplace_jax.adapters import _draws, _missing
 
 try:
     import distrax
@@ -32,7 +33,8 @@ class LogitLaplace(distrax.Distribution):
     A pytree like distrax's own distributions, and indexable along its batch shape. ``log_prob`` is
     -inf, with gradients 0, at and beyond 0 and 1. Samples are reparameterised: differentiable in
     both parameters. ``kl_divergence`` is in closed form, also against
-    ``logit_laplace_jax.adapters.tfp.LogitLaplace``.
+    ``logit_laplace_jax.adapters.tfp.LogitLaplace`` and against a Laplace distribution under a
+    ``Sigmoid`` bijector, of distrax or of TFP.
 
     Args:
       loc: μ, any real, in logit space; the batch shape is its broadcast with ``log_scale``.
@@ -86,6 +88,9 @@ class LogitLaplace(distrax.Distribution):
 
     def _sample_n(self, key: Array, n: int) -> Array:
         return ll.sample(key, *self._pair, shape=(n, *self.batch_shape))
+
+    def _sample_n_and_log_prob(self, key: Array, n: int) -> tuple[Array, Array]:
+        return _draws.sample_and_log_prob(key, *self._pair, shape=(n, *self.batch_shape))
 
     def log_prob(self, value: ArrayLike) -> Array:
         """Log density in nats; see :func:`logit_laplace_jax.log_prob`.
@@ -142,16 +147,11 @@ class LogitLaplace(distrax.Distribution):
         return LogitLaplace(self.loc.reshape(-1)[positions], self.log_scale.reshape(-1)[positions])
 
 
-def _kl_divergence(p: Any, q: Any, *args: Any, **kwargs: Any) -> Array:
-    """KL(p‖q) in nats, in closed form."""
-    return ll.kl_divergence(p.loc, p.log_scale, q.loc, q.log_scale)
-
-
-# distrax dispatches through TFP's table of pairs.
-for _pair in (
-    (LogitLaplace, LogitLaplace),
-    (LogitLaplace, LogitLaplace.equiv_tfp_cls),
-    (LogitLaplace.equiv_tfp_cls, LogitLaplace),
-):
-    tfp_adapter.tfd.RegisterKL(*_pair)(_kl_divergence)
-del _pair
+# distrax dispatches through TFP's table of pairs, in which the TFP adapter has those without us.
+_ours, _distrax_s = {LogitLaplace, tfp_adapter.LogitLaplace}, {LogitLaplace, distrax.Transformed}
+_all = (*_ours, distrax.Transformed, distrax.Transformed.equiv_tfp_cls)
+tfp_adapter.register_kl(
+    [pair for pair in itertools.product(_all, _all) if _ours & {*pair} and _distrax_s & {*pair}],
+    (distrax.Laplace, tfp_adapter.tfd.Laplace),
+    (distrax.Sigmoid, tfp_adapter.tfb.Sigmoid),
+)

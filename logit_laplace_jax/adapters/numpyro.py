@@ -4,18 +4,18 @@ Source: Ramesh et al. 2021, "Zero-Shot Text-to-Image Generation", arXiv:2102.120
 equation 2. Densities and entropies are in nats.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from jax import Array, lax
 from jax import numpy as jnp
 from jax.typing import ArrayLike
 
 import logit_laplace_jax as ll
-from logit_laplace_jax.adapters import _missing
+from logit_laplace_jax.adapters import _draws, _missing
 
 try:
     from numpyro import distributions as dist
-    from numpyro.distributions import constraints
+    from numpyro.distributions import constraints, transforms
     from numpyro.distributions.util import promote_shapes
 except ModuleNotFoundError as error:
     raise _missing("numpyro", "numpyro", error) from None
@@ -23,22 +23,23 @@ except ModuleNotFoundError as error:
 __all__ = ["LogitLaplace"]
 
 
-class LogitLaplace(dist.Distribution):
+class LogitLaplace(dist.TransformedDistribution):
     r"""x = sigmoid(X) with X ~ Laplace(μ, b), on the open interval (0, 1).
 
     .. math::
         f(x \mid \mu, b) = \frac{1}{2 b\, x (1 - x)}
             \exp\left(-\frac{|\operatorname{logit} x - \mu|}{b}\right)
 
-    It may be an observed or a latent site. As a latent one it is sampled through the sigmoid, in
-    the unconstrained space of logit x, like every variable on an interval. Next to 1 float32 has a
-    resolution of 6e-8, so a latent x whose mass lies there (μ above 15 or so) needs x64.
+    It may be an observed or a latent site, a component of a mixture, or the marginal of a
+    ``GaussianCopula``. As a latent site it is sampled in the unconstrained space of logit x. Next
+    to 1 float32 has a resolution of 6e-8, so a latent x whose mass lies there (μ above 15 or so)
+    needs x64, or ``TransformReparam``, which samples logit x itself.
 
     Args:
       loc: μ, any real, in logit space; the batch shape is its broadcast with ``log_scale``.
       log_scale: ln b, any real.
-      validate_args: checks, outside of jit, that the parameters are real and warns of values
-        outside (0, 1); NumPyro's global setting by default.
+      validate_args: checks, outside of jit, that the parameters are finite and warns of values
+        outside [0, 1]; NumPyro's global setting by default.
 
     Raises:
       ValueError: the shapes do not broadcast, or ``validate_args`` finds a NaN or an infinity.
@@ -61,15 +62,26 @@ class LogitLaplace(dist.Distribution):
 
     # NumPyro's `real` is "finite": it rejects NaN and both infinities.
     arg_constraints: ClassVar = {"loc": constraints.real, "log_scale": constraints.real}
-    support = constraints.open_interval(0.0, 1.0)
+    support = constraints.unit_interval  # the constant, which is what mixtures ask for
     reparametrized_params: ClassVar = ["loc", "log_scale"]
+    transforms: ClassVar = [transforms.SigmoidTransform()]
 
     def __init__(
         self, loc: ArrayLike, log_scale: ArrayLike, *, validate_args: bool | None = None
     ) -> None:
         batch_shape = lax.broadcast_shapes(jnp.shape(loc), jnp.shape(log_scale))
         self.loc, self.log_scale = promote_shapes(loc, log_scale)
-        super().__init__(batch_shape=batch_shape, validate_args=validate_args)
+        dist.Distribution.__init__(self, batch_shape=batch_shape, validate_args=validate_args)
+
+    @classmethod
+    def gather_pytree_data_fields(cls) -> tuple[str, ...]:
+        """The leaves: the two parameters, from which all else follows."""
+        return ("loc", "log_scale")
+
+    @property
+    def base_dist(self) -> dist.Laplace:
+        """The distribution of logit x, for NumPyro's ``TransformReparam``."""
+        return dist.Laplace(self.loc, jnp.exp(self.log_scale), validate_args=False)
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draws of shape ``sample_shape + batch_shape`` inside (0, 1), differentiable in both.
@@ -84,13 +96,24 @@ class LogitLaplace(dist.Distribution):
         """
         return ll.sample(key, self.loc, self.log_scale, (*sample_shape, *self.batch_shape))
 
-    def log_prob(self, value: ArrayLike) -> Array:
+    rsample = sample
+
+    def sample_with_intermediates(
+        self, key: Array, sample_shape: tuple[int, ...] = ()
+    ) -> tuple[Array, list[Array]]:
+        """Draws and what ``log_prob`` needs to score them before they are rounded."""
+        shape = (*sample_shape, *self.batch_shape)
+        x, z = _draws.sample_with_noise(key, self.loc, self.log_scale, shape)
+        return x, [z]
+
+    def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> Array:
         """Log density in nats; see :func:`logit_laplace_jax.log_prob`.
 
         -inf with gradients 0 at and beyond 0 and 1, also without ``validate_args``; NaN at NaN.
 
         Args:
           value: x, floating point, broadcastable with the batch shape.
+          intermediates: those of ``sample_with_intermediates`` of this distribution.
 
         >>> LogitLaplace(0.0, 0.0, validate_args=False).log_prob(jnp.array([0.0, 0.5, 1.0]))
         Array([      -inf, 0.6931472,      -inf], dtype=float32)
@@ -98,6 +121,8 @@ class LogitLaplace(dist.Distribution):
         if self._validate_args:
             # The warning only: NumPyro's mask would make -inf of NaN, and of subnormal x.
             self._validate_sample(value)
+        if intermediates:
+            return _draws.log_prob_of_noise(intermediates[0], self.loc, self.log_scale)
         return ll.log_prob(value, self.loc, self.log_scale)
 
     def cdf(self, value: ArrayLike) -> Array:
@@ -109,8 +134,11 @@ class LogitLaplace(dist.Distribution):
         return ll.log_cdf(value, self.loc, self.log_scale)
 
     def icdf(self, q: ArrayLike) -> Array:
-        """Inverse of the cdf, for q in [0, 1]; see :func:`logit_laplace_jax.quantile`."""
-        return ll.quantile(q, self.loc, self.log_scale)
+        """Inverse of the cdf; see :func:`logit_laplace_jax.quantile`.
+
+        Inside (0, 1) like the draws, where ``log_prob`` is finite, also for q = 0 and q = 1.
+        """
+        return _draws.interior(ll.quantile(q, self.loc, self.log_scale))
 
     @property
     def mean(self) -> Array:

@@ -7,6 +7,7 @@ Source: Ramesh et al. 2021, "Zero-Shot Text-to-Image Generation", arXiv:2102.120
 equation 2. Densities and entropies are in nats.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 import logit_laplace_jax as ll
-from logit_laplace_jax.adapters import _missing
+from logit_laplace_jax.adapters import _draws, _missing
 
 try:
     from tensorflow_probability.substrates import jax as tfp
@@ -128,6 +129,10 @@ class LogitLaplace(tfd.AutoCompositeTensorDistribution):
         key = tfp.random.sanitize_seed(seed)
         return ll.sample(key, *self._pair, shape=(int(n), *self.batch_shape))
 
+    def _sample_and_log_prob(self, sample_shape: Any, seed: Any = None) -> tuple[Array, Array]:
+        key, shape = tfp.random.sanitize_seed(seed), (*map(int, sample_shape), *self.batch_shape)
+        return _draws.sample_and_log_prob(key, *self._pair, shape=shape)
+
     def _log_prob(self, x: Array) -> Array:
         return ll.log_prob(x, *self._pair)
 
@@ -181,7 +186,38 @@ class LogitLaplace(tfd.AutoCompositeTensorDistribution):
         return []
 
 
-@tfd.RegisterKL(LogitLaplace, LogitLaplace)
-def _kl_divergence(p: LogitLaplace, q: LogitLaplace, name: str | None = None) -> Array:
-    """KL(p‖q) in nats, in closed form."""
-    return ll.kl_divergence(p.loc, p.log_scale, q.loc, q.log_scale)
+def register_kl(pairs: Iterable[tuple[type, type]], laplace: Any, sigmoid: Any) -> None:
+    """Registers the KL divergence for pairs of classes, ours or compositions of two objects.
+
+    Args:
+      pairs: of p and q in KL(p‖q), each with loc and log_scale, or with distribution and bijector.
+      laplace: the class, or classes, that the distribution of a composition must have.
+      sigmoid: the class, or classes, that its bijector must have.
+    """
+
+    def parameters(d: Any) -> tuple[Array, Array]:
+        if hasattr(d, "log_scale"):
+            return d.loc, d.log_scale
+        base, bijector = d.distribution, d.bijector
+        onto_unit_interval = getattr(bijector, "low", None) is getattr(bijector, "high", None)
+        if isinstance(base, laplace) and isinstance(bijector, sigmoid) and onto_unit_interval:
+            return base.loc, jnp.log(base.scale)
+        raise NotImplementedError(
+            "KL with a LogitLaplace needs another, or a Laplace distribution under a Sigmoid "
+            f"bijector onto (0, 1); got {base.name} under {bijector.name}"
+        )
+
+    def kl_divergence(p: Any, q: Any, *args: Any, **kwargs: Any) -> Array:
+        """KL(p‖q) in nats, in closed form."""
+        return ll.kl_divergence(*parameters(p), *parameters(q))
+
+    for pair in pairs:
+        tfd.RegisterKL(*pair)(kl_divergence)
+
+
+_composition = tfd.TransformedDistribution
+register_kl(
+    [(LogitLaplace, LogitLaplace), (LogitLaplace, _composition), (_composition, LogitLaplace)],
+    tfd.Laplace,
+    tfb.Sigmoid,
+)

@@ -81,9 +81,9 @@ def test_validation():
         LogitLaplace(np.zeros(2), np.zeros(3))
     d = LogitLaplace(0.0, 0.0, validate_args=True)
     with pytest.warns(UserWarning, match="Out-of-support"):
-        d.log_prob(np.float32(1))
-    assert not d.support(0.0)
-    assert not d.support(1.0)
+        d.log_prob(np.float32(2))
+    assert not d.support(-0.1)
+    assert not d.support(1.1)
     assert d.support(0.5)
     assert not d.is_discrete
     assert d.has_rsample
