@@ -1,5 +1,6 @@
 """A folder of images as the two splits of a data set."""
 
+import functools
 import hashlib
 import logging
 import os
@@ -8,8 +9,25 @@ from pathlib import Path
 
 from logit_laplace_jax.data.errors import DataError
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"})
-"""Endings of image files, compared without regard to case."""
+EXTENSIONS = frozenset(
+    (
+        ".jpg .jpeg .jpe .jfif .mpo .png .apng .webp .bmp .tif .tiff .gif "
+        ".ppm .pgm .pbm .pnm .avif .avifs .heic .heics .heif .heifs .hif"
+    ).split()  # noqa: SIM905
+)
+"""Endings of image files that `images.decode` reads, compared without regard to case; those of
+AVIF and HEIF only where `images.missing_endings` says so."""
+
+_OTHER_FORMATS = frozenset(
+    (
+        ".jxl .jp2 .j2k .jpf .jpx .pfm .exr .hdr .tga .psd .xcf .svg .ico "
+        ".icns .pcx .dds .qoi .sgi .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf"
+    ).split()  # noqa: SIM905
+)
+"""Endings of image files that are never read: they are named, so that nobody misses them."""
+
+_NAMED = 5
+"""So many image files of unreadable formats are named; all are counted."""
 
 HELD_OUT = 0.05
 """Share of a folder without split folders that is held out for validation."""
@@ -69,10 +87,18 @@ def list_split(path: str, split: str) -> SplitFiles:
     if not root.is_dir():
         raise DataError(f"{root} is a file, not a folder: give the folder that holds the images")
     base = _split_folder(root, split)
-    files = list_images(str(base or root))
+    files, others = find_images(str(base or root))
+    named = ", ".join(
+        [printable(file) for file in others[:_NAMED]] + ["…"] * (len(others) > _NAMED)
+    )
+    plural = "image file has a format" if len(others) == 1 else "image files have formats"
+    told = f"{len(others)} {plural} that cannot be read here ({named}): convert to PNG or JPEG"
     if not files:
         endings = " ".join(sorted(ending[1:] for ending in EXTENSIONS))
-        raise DataError(f"no image in {base or root} or below it (looked for {endings})")
+        told = told if others else f"looked for {endings}"
+        raise DataError(f"no image in {base or root} or below it; {told}")
+    if others:
+        _warn_once(f"in {printable(str(base or root))} {told}")
     if base is not None:
         return SplitFiles(str(base), f"{base.name}/", files)
     if len(files) == 1 and split == "validation":
@@ -112,16 +138,27 @@ def held_out(files: Sequence[str]) -> set[str]:
     return set(sorted(files, key=scores.__getitem__)[:count])
 
 
-def list_images(root: str) -> list[str]:
-    """The images below a folder: paths relative to it, in the order of their printable names.
+@functools.cache
+def _warn_once(message: str) -> None:
+    # A run opens the same folder several times.
+    logging.getLogger(__name__).warning("%s", message)
 
-    What is neither a file nor a link to nowhere (a pipe, a device) is passed over: reading it could
-    wait for ever. Links to nowhere are kept, to be named when they are read.
+
+def find_images(root: str) -> tuple[list[str], list[str]]:
+    """The images below a folder, and the image files of formats that cannot be read here.
+
+    Both are paths relative to the folder, in the order of their printable names. What is neither a
+    file nor a link to nowhere (a pipe, a device) is passed over: reading it could wait for ever.
+    Links to nowhere are kept, to be named when they are read.
 
     Raises:
         DataError: the folder itself cannot be read. One below it is named in the log.
     """
-    found: list[str] = []
+    from logit_laplace_jax.data import images  # It needs Pillow; `EXTENSIONS` does not.
+
+    unreadable = _OTHER_FORMATS | images.missing_endings()
+    known = EXTENSIONS | _OTHER_FORMATS
+    found: dict[bool, list[str]] = {True: [], False: []}  # by whether they can be read
     entered: set[tuple[int, int]] = set()  # a link back to a folder above would be walked for ever
     waiting = [root]
     while waiting:
@@ -141,13 +178,16 @@ def list_images(root: str) -> list[str]:
         folders = [entry.path for entry in entries if _holds(entry.is_dir)]
         # The order decides under which of its names a folder with several is entered.
         waiting.extend(sorted(folders, reverse=True))
-        found.extend(
-            entry.path.removeprefix(root).lstrip("/")
-            for entry in entries
-            if os.path.splitext(entry.name)[1].lower() in EXTENSIONS
-            and (_holds(entry.is_file) or not os.path.exists(entry.path))
-        )
-    return sorted(found, key=lambda file: (printable(file), os.fsencode(file)))
+        for entry in entries:
+            ending = os.path.splitext(entry.name)[1].lower()
+            if ending in known and (_holds(entry.is_file) or not os.path.exists(entry.path)):
+                file = entry.path.removeprefix(root).lstrip("/")
+                found[ending not in unreadable].append(file)
+
+    def order(file: str) -> tuple[str, bytes]:
+        return printable(file), os.fsencode(file)
+
+    return sorted(found[True], key=order), sorted(found[False], key=order)
 
 
 def printable(file: str) -> str:

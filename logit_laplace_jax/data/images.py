@@ -1,7 +1,8 @@
 """Bytes of an image file to 8-bit pixels, by fixed rules.
 
-* Formats: PNG, JPEG (and MPO), WebP, BMP, TIFF, GIF, PPM family. Nothing else is tried, so no file
-  can reach Pillow's readers that start other programs (EPS runs Ghostscript).
+* Formats: PNG, JPEG (and MPO), WebP, BMP, TIFF, GIF, PPM family, AVIF where Pillow was built with
+  it, HEIF where the package pillow-heif is installed. Nothing else is tried, so no file can reach
+  Pillow's readers that start other programs (EPS runs Ghostscript).
 * Of several frames or pages the first is taken.
 * The EXIF orientation is applied; an unusable EXIF block counts as none.
 * Palettes become RGB. Alpha, or a colour marked as transparent, is composited on white.
@@ -19,6 +20,8 @@ takes up to about 16 bytes while it is decoded), passes over the pixels (`MAX_SC
 Pillow, what compressed texts inside a PNG may unfold to. Only regular files are read.
 """
 
+import functools
+import importlib.util
 import io
 import os
 import stat
@@ -29,7 +32,7 @@ from logit_laplace_jax.data.errors import DataError, UnreadableImage, missing_pa
 
 try:
     # Pillow knows the last two only once their modules are loaded.
-    from PIL import Image, TiffImagePlugin, WebPImagePlugin
+    from PIL import Image, TiffImagePlugin, WebPImagePlugin, features
 except ImportError as error:
     raise missing_package("pillow") from error
 
@@ -53,6 +56,8 @@ _FORMATS = (
     TiffImagePlugin.TiffImageFile.format,
     WebPImagePlugin.WebPImageFile.format,
 )
+_AVIF_ENDINGS = frozenset({".avif", ".avifs"})
+_HEIF_ENDINGS = frozenset({".heic", ".heics", ".heif", ".heifs", ".hif"})
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -95,7 +100,7 @@ def decode(data: bytes | os.PathLike[str], channels: int = 3) -> np.ndarray:
     try:
         content = data if isinstance(data, bytes) else _read(data)
         _check_size(len(content))
-        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(content), formats=_formats()) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise UnreadableImage(
@@ -119,6 +124,30 @@ def decode(data: bytes | os.PathLike[str], channels: int = 3) -> np.ndarray:
     except Exception as error:  # Pillow's decoders raise nearly every type on hostile input.
         raise UnreadableImage(one_line(error)) from error
     return _frozen(pixels.reshape((*height_width(pixels), channels)))
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that can be read here."""
+    optional = []
+    if features.check("avif"):
+        importlib.import_module("PIL.AvifImagePlugin")
+        optional.append("AVIF")
+    if importlib.util.find_spec("pillow_heif"):
+        importlib.import_module("pillow_heif").register_heif_opener()
+        optional.append("HEIF")
+    return (*_FORMATS, *optional)
+
+
+def missing_endings() -> frozenset[str]:
+    """Endings of the files that `decode` would read had Pillow another codec.
+
+    Example:
+        >>> missing_endings() <= {".avif", ".avifs", ".heic", ".heics", ".heif", ".heifs", ".hif"}
+        True
+    """
+    avif = frozenset() if "AVIF" in _formats() else _AVIF_ENDINGS
+    return avif if "HEIF" in _formats() else avif | _HEIF_ENDINGS
 
 
 def from_array(array: np.ndarray, channels: int = 3) -> np.ndarray:

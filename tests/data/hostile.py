@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, features
 
 WIDTH, HEIGHT = 40, 30
 """Size of every image that is readable, whatever else is odd about it."""
@@ -162,7 +162,7 @@ def _odd() -> dict[str, tuple[bytes, str | None]]:
 
 def _cut() -> dict[str, tuple[bytes, str | None]]:
     files = {}
-    for kind in _FORMATS:
+    for kind in (*_FORMATS, *(["avif"] if features.check("avif") else [])):
         content = encoded(photograph(), kind)
         for percent in range(10, 100, 10):
             files[f"cut {percent}.{kind}"] = (content[: len(content) * percent // 100], _CUT)

@@ -6,8 +6,9 @@ import os
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from logit_laplace_jax.data import errors, folder
+from logit_laplace_jax.data import errors, folder, images, sources
 
 
 def listed(path, split):
@@ -89,7 +90,63 @@ def test_a_folder_that_cannot_be_read_is_named_and_the_others_are_used(
 
     monkeypatch.setattr(os, "scandir", scandir)
     with caplog.at_level(logging.WARNING):
-        assert folder.list_images(str(tmp_path)) == ["open/a.png"]
+        assert folder.find_images(str(tmp_path)) == (["open/a.png"], [])
     assert "closed: Permission denied" in caplog.text
     with pytest.raises(errors.DataError, match="closed cannot be read: Permission denied"):
-        folder.list_images(str(tmp_path / "closed"))
+        folder.find_images(str(tmp_path / "closed"))
+
+
+# --- formats ---------------------------------------------------------------------------------
+
+
+def test_every_ending_of_the_formats_that_are_decoded_is_looked_for():
+    Image.init()
+    formats = {*images._formats(), "MPO"}
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in formats}
+    # A PFM holds floating-point values, which are refused.
+    assert endings - {".pfm"} <= folder.EXTENSIONS
+    assert not folder.EXTENSIONS & folder._OTHER_FORMATS
+
+
+@pytest.mark.parametrize(
+    ("ending", "kind", "mode"),
+    [
+        *((".jfif", "JPEG", "RGB"), (".JPE", "JPEG", "RGB"), (".mpo", "MPO", "RGB")),
+        *((".pgm", "PPM", "L"), (".pbm", "PPM", "1"), (".pnm", "PPM", "RGB")),
+        *((".apng", "PNG", "RGB"), (".avif", "AVIF", "RGB"), (".avif", "AVIF", "RGBA")),
+    ],
+)
+def test_all_endings_of_a_format_are_read(tmp_path, ending, kind, mode):
+    if ending in images.missing_endings():
+        pytest.skip("this Pillow has no AVIF")
+    Image.new(mode, (6, 4), "white").save(tmp_path / f"a{ending}", kind)
+    source = sources.open_source(f"folder:{tmp_path}", "train")
+    np.testing.assert_array_equal(source[0], np.full((4, 6, 3), 255))
+
+
+def test_heif_is_read_where_its_package_is_installed(tmp_path):
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    Image.new("RGB", (64, 48), "white").save(tmp_path / "a.heic")
+    source = sources.open_source(f"folder:{tmp_path}", "train")
+    assert source[0].shape == (48, 64, 3)
+    assert source[0].min() > 250  # HEVC is lossy.
+
+
+def test_image_files_that_cannot_be_read_are_counted_and_named(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(images, "_formats", lambda: ("PNG",))
+    for name in ("b.AVIF", "a/c.heic", "raw.NEF", "note.txt"):
+        touch(tmp_path / name)
+    told = "3 image files have formats that cannot be read here (a/c.heic, b.AVIF, raw.NEF)"
+    with pytest.raises(errors.DataError) as caught:
+        folder.list_split(str(tmp_path), "train")
+    assert str(caught.value).endswith(f"below it; {told}: convert to PNG or JPEG")
+    touch(tmp_path / "a.png")
+    for number in range(4):
+        touch(tmp_path / f"x{number}.tga")
+    for _ in range(2):
+        assert listed(tmp_path, "train") == ["a.png"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"in {tmp_path} 7 image files have formats that cannot be read here "
+        "(a/c.heic, b.AVIF, raw.NEF, x0.tga, x1.tga, …): convert to PNG or JPEG"
+    ]

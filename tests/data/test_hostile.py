@@ -212,7 +212,7 @@ def test_the_zoo_passes_the_check_before_a_run(zoo):
 def test_files_that_vanish_or_change_after_they_were_listed(tmp_path):
     for i in range(12):
         Image.new("RGB", (20, 20), (20 * i, 0, 0)).save(tmp_path / f"{i:02}.png")
-    found = folder.list_images(str(tmp_path))
+    found, _ = folder.find_images(str(tmp_path))
     source = sources.Source(
         "changing",
         "train",

@@ -76,7 +76,7 @@ def test_links_hidden_files_and_pipes(tmp_path):
     (tmp_path / "a" / "broken.png").symlink_to(tmp_path / "absent")
     os.mkfifo(tmp_path / "a" / "pipe.png")
     (tmp_path / "note.txt").write_text("no image")
-    assert folder.list_images(str(tmp_path)) == ["a/broken.png", "a/x.png"]
+    assert folder.find_images(str(tmp_path)) == (["a/broken.png", "a/x.png"], [])
 
 
 def test_a_file_name_that_is_no_utf8_can_be_printed(tmp_path):
