@@ -10,19 +10,19 @@ from pathlib import Path
 from logit_laplace_jax.data.errors import DataError
 
 EXTENSIONS = frozenset(
-    (
+    (  # noqa: SIM905
         ".jpg .jpeg .jpe .jfif .mpo .png .apng .webp .bmp .tif .tiff .gif "
         ".ppm .pgm .pbm .pnm .avif .avifs .heic .heics .heif .heifs .hif"
-    ).split()  # noqa: SIM905
+    ).split()
 )
 """Endings of image files that `images.decode` reads, compared without regard to case; those of
 AVIF and HEIF only where `images.missing_endings` says so."""
 
 _OTHER_FORMATS = frozenset(
-    (
+    (  # noqa: SIM905
         ".jxl .jp2 .j2k .jpf .jpx .pfm .exr .hdr .tga .psd .xcf .svg .ico "
         ".icns .pcx .dds .qoi .sgi .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf"
-    ).split()  # noqa: SIM905
+    ).split()
 )
 """Endings of image files that are never read: they are named, so that nobody misses them."""
 
