@@ -31,6 +31,13 @@ class RangeWarning(UserWarning):
     """Pixel values that may be right, but look like those of another range."""
 
 
+def as_array(values: Any) -> Any:
+    """Other libraries' arrays (torch's tensors on the host, ...) as NumPy's; the rest as it is."""
+    if isinstance(values, np.ndarray | jax.Array) or not hasattr(values, "__array__"):
+        return values
+    return np.asarray(values)
+
+
 def as_pixels(
     values: np.ndarray | jax.Array, value_range: ValueRange | None = None, eps: float = 0.1
 ) -> np.ndarray | jax.Array:

@@ -19,7 +19,13 @@ from logit_laplace_jax.models.bottleneck import hard_codes
 from logit_laplace_jax.models.config import DVAEConfig
 from logit_laplace_jax.models.dvae import DVAE, param_shapes
 from logit_laplace_jax.pixel_map import check_eps, map_pixels, unmap_pixels
-from logit_laplace_jax.tokens.ranges import ValueRange, as_pixels, check_name, from_unit
+from logit_laplace_jax.tokens.ranges import (
+    ValueRange,
+    as_array,
+    as_pixels,
+    check_name,
+    from_unit,
+)
 
 _TRAINING_ONLY = frozenset({"straight_through", "remat"})
 """Fields of the configuration that change no token and no image."""
@@ -79,6 +85,7 @@ class Tokenizer:
         self.config = config
         self.params = params
         self.eps = eps = check_eps(eps)
+        self.reconstruct = reconstruct
         model = DVAE(config)
         _check_params(config, params)
 
@@ -100,6 +107,11 @@ class Tokenizer:
 
         self._encode = jax.jit(encode)
         self._decode = jax.jit(decode)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles, for worker processes: without the compiled programs."""
+        arguments = self.config, jax.device_get(self.params), self.eps, self.reconstruct
+        return type(self), arguments
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Self:
@@ -194,6 +206,7 @@ class Tokenizer:
           RangeWarning: values that look like those of another range; see
             `logit_laplace_jax.tokens.ranges.as_pixels`, also for what a caller's own jit hides.
         """
+        pixels = as_array(pixels)
         shape = getattr(pixels, "shape", None)
         if shape is not None and (len(shape) != 4 or shape[-1] != self.config.channels):
             raise ValueError(
@@ -219,6 +232,7 @@ class Tokenizer:
             uint8 any value.)
         """
         check_name(value_range)
+        tokens = as_array(tokens)
         if not hasattr(tokens, "dtype") or not jnp.issubdtype(tokens.dtype, jnp.integer):
             found = getattr(tokens, "dtype", type(tokens).__name__)
             raise TypeError(f"tokens must be an array of integers, got {found}")

@@ -1,6 +1,9 @@
 """The tokenizer's contract: shapes, dtypes, values, one compilation a shape, clear refusals."""
 
+import copy
 import dataclasses
+import multiprocessing
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +12,7 @@ import pytest
 import tiny
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+import logit_laplace_jax as ll
 from logit_laplace_jax.models import DVAE, DVAEConfig, init_params
 from logit_laplace_jax.models.bottleneck import one_hot
 from logit_laplace_jax.models.dvae import param_shapes
@@ -317,3 +321,45 @@ def test_a_published_pair(tmp_path):
     assert tokenizer.fingerprint == Tokenizer(config, params).fingerprint
     with pytest.raises(ValueError, match="encoder"):
         Tokenizer.from_openai(*reversed(files))
+
+
+# --- objects that are passed around -------------------------------------------------------------
+
+
+class Tensor:
+    """Like torch's: an array to NumPy, with a dtype that NumPy does not know."""
+
+    dtype = "torch.uint8"
+
+    def __init__(self, values):
+        self.values, self.shape = values, values.shape
+
+    def __array__(self, dtype=None, copy=None):
+        return self.values
+
+
+def test_copies_and_pickles(tokenizer, pixels):
+    want = tokenizer.encode(pixels)
+    for again in (copy.deepcopy(tokenizer), pickle.loads(pickle.dumps(tokenizer))):
+        np.testing.assert_array_equal(again.encode(pixels), want)
+        np.testing.assert_array_equal(again.decode(want), tokenizer.decode(want))
+        assert again.fingerprint == tokenizer.fingerprint
+
+
+def test_a_spawned_worker_gets_the_tokenizer(tokenizer, pixels):
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        tokens = pool.apply(tokenizer.encode, (pixels,))
+    np.testing.assert_array_equal(tokens, tokenizer.encode(pixels))
+
+
+def test_tensors_of_other_libraries(tokenizer, pixels):
+    tokens = tokenizer.encode(pixels)
+    np.testing.assert_array_equal(tokenizer.encode(Tensor(pixels)), tokens)
+    np.testing.assert_array_equal(
+        tokenizer.decode(Tensor(np.asarray(tokens))), tokenizer.decode(tokens)
+    )
+    loss = ll.logit_laplace_pixel_loss(Tensor(pixels), 0.0, -1.0)
+    np.testing.assert_array_equal(loss, ll.logit_laplace_pixel_loss(pixels, 0.0, -1.0))
+    np.testing.assert_array_equal(ll.map_pixels(Tensor(pixels)), ll.map_pixels(pixels))
+    with pytest.raises(TypeError, match="Tensor"):
+        ll.logit_laplace_loss(ll.map_pixels(pixels), Tensor(pixels), -1.0)
