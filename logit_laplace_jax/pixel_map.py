@@ -99,7 +99,7 @@ def map_pixels(pixels: ArrayLike, eps: float = 0.1) -> Array:
         raise TypeError(
             f"pixels must be uint8 in 0..255 or floating point in 0..1, got dtype {values.dtype}"
         )
-    return _map_floats(values, 1.0 - 2.0 * eps, eps)
+    return _map_floats(values, eps)
 
 
 @partial(jax.jit, static_argnames=("eps",))
@@ -108,15 +108,15 @@ def _map_levels(pixels: Array, eps: float) -> Array:
     return affine(levels, (1 - 2 * Fraction(eps)) / 255, Fraction(eps))
 
 
-@jax.jit
-def _map_floats(values: Array, width: ArrayLike, eps: ArrayLike) -> Array:
+@partial(jax.jit, static_argnames=("eps",))
+def _map_floats(values: Array, eps: float) -> Array:
     (values,) = distribution.working_arrays(pixels=values)
     check(
         lambda: jnp.all((values >= 0) & (values <= 1)), "floating-point pixels must lie in [0, 1]"
     )
-    width, low, high = (lax.convert_element_type(c, values.dtype) for c in (width, eps, 1.0 - eps))
+    width = 1.0 - 2.0 * eps
     # From the nearer end, so that 1 does not land a rounding error above 1 - ε.
-    return jnp.where(values <= 0.5, low + width * values, high - width * (1.0 - values))
+    return jnp.where(values <= 0.5, eps + width * values, (1.0 - eps) - width * (1.0 - values))
 
 
 def unmap_pixels(x: ArrayLike, eps: float = 0.1) -> Array:
@@ -141,14 +141,13 @@ def unmap_pixels(x: ArrayLike, eps: float = 0.1) -> Array:
     values = jnp.asarray(x)
     if not jnp.issubdtype(values.dtype, jnp.floating):
         raise TypeError(f"x must be floating point, got dtype {values.dtype}")
-    return _unmap(values, 1.0 - 2.0 * eps, eps)
+    return _unmap(values, eps)
 
 
-@jax.jit
-def _unmap(x: Array, width: ArrayLike, eps: ArrayLike) -> Array:
+@partial(jax.jit, static_argnames=("eps",))
+def _unmap(x: Array, eps: float) -> Array:
     (x,) = distribution.working_arrays(x=x)
-    shifted = x - lax.convert_element_type(eps, x.dtype)
-    return jnp.clip(shifted / lax.convert_element_type(width, x.dtype), 0.0, 1.0)
+    return jnp.clip((x - eps) / (1.0 - 2.0 * eps), 0.0, 1.0)
 
 
 @jax.jit

@@ -35,6 +35,9 @@ class LogitLaplace(dist.TransformedDistribution):
     to 1 float32 has a resolution of 6e-8, so a latent x whose mass lies there (μ above 15 or so)
     needs x64, or ``TransformReparam``, which samples logit x itself.
 
+    Under a further transform NumPyro takes it apart into a Laplace and a sigmoid, whose log density
+    is NaN at 0 and 1; ``to_event`` before that transform keeps this class's.
+
     Args:
       loc: μ, any real, in logit space; the batch shape is its broadcast with ``log_scale``.
       log_scale: ln b, any real.

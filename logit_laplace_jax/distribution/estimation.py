@@ -58,7 +58,9 @@ def fit(
     axes = tuple(a % values.ndim for a in axes)
     if len(set(axes)) < len(axes):
         raise ValueError(f"axis {axis} names an axis twice")
-    counts = jnp.ones((), bool) if where is None else jnp.asarray(where)
+    if where is None:
+        return _fit(values, None, axes)
+    counts = jnp.asarray(where)
     if counts.dtype != jnp.bool_:
         raise TypeError(f"where must be boolean, got dtype {counts.dtype}")
     try:
@@ -71,7 +73,8 @@ def fit(
 
 
 @partial(jax.jit, static_argnames=("axes",))
-def _fit(x: Array, counts: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
+def _fit(x: Array, counts: Array | None, axes: tuple[int, ...]) -> tuple[Array, Array]:
+    counts = jnp.ones_like(x, bool) if counts is None else counts
     kept = tuple(a for a in range(x.ndim) if a not in axes)
     size = math.prod(x.shape[a] for a in axes)
     shape = (*(x.shape[a] for a in kept), size)

@@ -126,7 +126,8 @@ class Likelihood(abc.ABC):
 
         All False where there is no floor, or no predicted scale.
         """
-        return jnp.zeros(split_stats(stats, self.num_stats)[0].shape, bool)
+        floor: Array = _call(self, "_at_floor", stats)
+        return floor
 
     # --- Hooks ------------------------------------------------------------------------------------
 
@@ -144,6 +145,9 @@ class Likelihood(abc.ABC):
 
     @abc.abstractmethod
     def _sample(self, key: Array, stats: Array) -> Array: ...
+
+    def _at_floor(self, stats: Array) -> Array:
+        return jnp.zeros_like(split_stats(stats, self.num_stats)[0], bool)
 
     def _log_masses(self, stats: Array) -> Callable[[Array], Array]:
         """The function of the pixels that :meth:`_mean_and_median` calls for each level."""

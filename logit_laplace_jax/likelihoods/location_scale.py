@@ -112,11 +112,11 @@ class LocationScale(base.Likelihood):
         raw = jnp.clip(raw, -base.LOCATION_LIMIT, base.LOCATION_LIMIT)  # the sum stays finite
         return raw.mean(axis=None if self.scale == "shared" else tuple(range(raw.ndim - 1)))
 
-    def at_floor(self, stats: Array) -> Array:
+    def _at_floor(self, stats: Array) -> Array:
         """Where the predicted (or averaged) ln b lies at or below the floor: bool [..., C]."""
-        shape = base.split_stats(stats, self.num_stats)[0].shape
         if self.min_log_scale is None or self.num_stats == 1:
-            return jnp.zeros(shape, bool)
+            return super()._at_floor(stats)
+        shape = base.split_stats(stats, self.num_stats)[0].shape
         return jnp.broadcast_to(self._raw_log_scale(stats) <= self.min_log_scale, shape)
 
     # --- The optimal scale ------------------------------------------------------------------------

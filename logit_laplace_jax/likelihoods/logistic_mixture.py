@@ -120,14 +120,14 @@ class LogisticMixtureLikelihood(base.Likelihood):
             jnp.tanh(coefficients[0]) if coupled else None,
         )
 
-    def at_floor(self, stats: Array) -> Array:
+    def _at_floor(self, stats: Array) -> Array:
         """Where the heaviest component's raw ln b is at or below the floor: bool [..., C]."""
         log_scales = self._maps(stats)[2]
         if self.min_log_scale is None:
-            return jnp.zeros(log_scales.shape[:-1], bool)
-        heaviest = jnp.argmax(self.parameters(stats).log_weights, axis=-1, keepdims=True)
-        raw = jnp.take_along_axis(log_scales, heaviest, axis=-1)[..., 0]
-        return raw <= self.min_log_scale
+            return super()._at_floor(stats)
+        weights = self.parameters(stats).log_weights
+        heaviest = weights == weights.max(axis=-1, keepdims=True)
+        return (heaviest & (log_scales <= self.min_log_scale)).any(axis=-1)
 
     # --- Values given the components --------------------------------------------------------------
 

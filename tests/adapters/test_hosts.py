@@ -148,6 +148,16 @@ def test_icdf_stays_inside(numpyro):
     assert np.isfinite(copula.log_prob(draws)).all()
 
 
+def test_edges_under_a_further_transform(numpyro):
+    wrapped = numpyro.dist.TransformedDistribution(
+        numpyro.adapter(np.float32([0.3]), -1.0).to_event(1),
+        numpyro.dist.transforms.AffineTransform(0.0, 2.0),
+    )
+    for x in np.float32([[0], [2]]):
+        value, slope = jax.value_and_grad(wrapped.log_prob)(x)
+        assert (value, slope[0]) == (-np.inf, 0)
+
+
 def test_transform_reparam(numpyro):
     handlers = importlib.import_module("numpyro.handlers")
     reparam = importlib.import_module("numpyro.infer.reparam").TransformReparam

@@ -1,4 +1,4 @@
-"""Explicit axes: what ``jax.make_mesh`` gives. Any mixture of sharded, replicated and Python."""
+"""Where arrays lie: Explicit axes, in any mixture of sharded, replicated and Python; transfers."""
 
 import jax
 import jax.numpy as jnp
@@ -103,3 +103,36 @@ def test_gradients_under_explicit_axes(loss):
         got = jax.grad(mean, (0, 1))(args[0], jnp.float32(-1), args[1])
         assert jax.typeof(got[0]).sharding.spec == PartitionSpec("data", None)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, want)
+
+
+ON_DEVICE = {
+    "map_pixels": lambda x, p, m, s: (ll.map_pixels(p), ll.map_pixels(x), ll.unmap_pixels(x)),
+    "fit": lambda x, p, m, s: (ll.fit(x), ll.fit(x, axis=0), ll.fit(x, where=x > s)),
+    "loss": lambda x, p, m, s: ll.logit_laplace_loss(x, m, s),
+    "pixel_loss": lambda x, p, m, s: ll.logit_laplace_pixel_loss(p, m, s),
+    "pixel_log_prob": lambda x, p, m, s: (ll.pixel_log_prob(p, m, s), ll.pixel_pit(p, m, s)),
+    "sample": lambda x, p, m, s: ll.sample(KEY, m, s, shape=(2, 8, 4)),
+    "tails": lambda x, p, m, s: (ll.cdf(x, m, s), ll.log_survival(x, m, s), ll.pit(x, m, s)),
+    "quantiles": lambda x, p, m, s: (ll.quantile(x, m, s), ll.central_interval(x, m, s)),
+    "moments": lambda x, p, m, s: (ll.mean(m, s), ll.entropy(m, s), ll.mode(m, s)),
+    "rest": lambda x, p, m, s: (
+        ll.kl_divergence(m, s, m, s),
+        ll.bits_per_dim(x),
+        ll.score(x, m, s),
+    ),
+}
+for _name in ("logit_laplace", "categorical", "logistic_mixture"):
+    _likelihood = ll.likelihoods.get(_name)
+    ON_DEVICE[_name] = lambda x, p, m, s, f=_likelihood: (
+        f.loss(p, jnp.tile(m, f.num_stats)),
+        f.log_mass(p, jnp.tile(m, f.num_stats)),
+        f.reconstruct(jnp.tile(m, f.num_stats)),
+        f.at_floor(jnp.tile(m, f.num_stats)),
+    )
+
+
+@pytest.mark.parametrize("name", ON_DEVICE)
+def test_arrays_on_the_device_need_no_transfer(name, quick_compilation):
+    args = jax.device_put((X, PIXELS, LOC, np.float32(-1)))
+    with jax.transfer_guard("disallow"):
+        ON_DEVICE[name](*args)
