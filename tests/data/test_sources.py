@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -417,7 +418,7 @@ def failing_builder(tmp_path, failure, instructions=None, urls=()):
     class TinyFails(TinyImages, skip_registration=True):
         MANUAL_DOWNLOAD_INSTRUCTIONS = instructions
         url_infos = {  # noqa: RUF012
-            url: tfds.download.checksums.UrlInfo(size=1, checksum="0", filename=file)
+            url: tfds.download.checksums.UrlInfo(size=1, checksum="00", filename=file)
             for url, file in urls
         }
 
@@ -425,6 +426,12 @@ def failing_builder(tmp_path, failure, instructions=None, urls=()):
             failure(dl_manager)
 
     return TinyFails(data_dir=tmp_path, file_format="array_record")
+
+
+@pytest.fixture
+def network(monkeypatch):
+    """A network that answers."""
+    monkeypatch.setattr("requests.head", lambda url, timeout: None)
 
 
 def why(builder):
@@ -508,6 +515,7 @@ def a_page_instead(_):
         (a_page_instead, "wrong checksum", f"{DRIVE} as faces.zip"),
     ],
 )
+@pytest.mark.usefixtures("network")
 def test_a_failed_download_says_what_was_refused_and_the_way_around(
     tmp_path, failure, reason, file
 ):
@@ -518,7 +526,39 @@ def test_a_failed_download_says_what_was_refused_and_the_way_around(
     assert "run the same command again" in told
     assert f"download {file} yourself into {tmp_path}/downloads/manual" in told
     # Without a list of its files the way around is told all the same.
-    assert "download the file yourself" in why(failing_builder(tmp_path, failure))
+    assert "download its files yourself" in why(failing_builder(tmp_path, failure))
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_network_that_is_away_is_said_before_tfds_tries_for_minutes(
+    tmp_path, monkeypatch, silent
+):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(tfds_images, "_PATIENCE_SECONDS", 0.1)
+    server = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{server.getsockname()[1]}/tiny.zip"
+    if not silent:
+        server.close()
+    begun = []
+    told = why(failing_builder(tmp_path, begun.append, urls=[(url, "tiny.zip")]))
+    server.close()
+    assert told.startswith("tfds:tiny cannot be downloaded (")
+    assert ("timed out" if silent else "Connection refused") in told
+    assert "127.0.0.1" in told
+    assert f"download its files yourself into {tmp_path}/downloads/manual" in told
+    assert not begun
+
+
+@pytest.mark.parametrize("place", ["manual/tiny.zip", "{cached}", "tiny_fails/{cached}"])
+def test_no_network_is_needed_for_files_that_are_here(tmp_path, monkeypatch, place):
+    monkeypatch.setattr("requests.head", lambda *_, **__: pytest.fail("the network was asked"))
+    cached = tfds.core.download.resource.get_dl_fname(URL, "00")
+    file = tmp_path / "downloads" / place.format(cached=cached)
+    file.parent.mkdir(parents=True)
+    file.touch()
+    begun = []
+    why(failing_builder(tmp_path, begun.append, urls=[(URL, "tiny.zip")]))
+    assert begun
 
 
 def test_tfds_takes_a_file_that_was_put_into_the_manual_folder(tmp_path):
@@ -534,7 +574,7 @@ def test_tfds_takes_a_file_that_was_put_into_the_manual_folder(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["imagenet_resized/64x64", "celeb_a"])
-@pytest.mark.usefixtures("no_tensorflow")
+@pytest.mark.usefixtures("no_tensorflow", "network")
 def test_the_real_sets_that_need_no_tensorflow_go_on_to_the_download(tmp_path, name, monkeypatch):
     def download(self, **options):
         raise tfds.download.DownloadError("the network is reached")
