@@ -311,6 +311,19 @@ def test_a_run_does_not_go_on_under_other_settings_of_jax(base, copied, name, va
         train(base, copied)
 
 
+@pytest.mark.parametrize("name", ["a [1]", "b*", "what?"])
+def test_a_run_below_a_name_that_is_a_file_pattern(base, unbroken, tmp_path, name):
+    folder = tmp_path / name / "run"
+    folder.parent.mkdir()
+    if name == "a [1]":
+        train(base, folder)
+    else:
+        shutil.copytree(unbroken[0], folder)
+    shutil.rmtree(folder / "checkpoints" / "6")
+    train(base, folder)
+    assert_same_bits(state_of(folder), state_of(unbroken[0]))
+
+
 def test_looking_at_what_is_no_complete_run_changes_nothing(unbroken, tmp_path):
     with pytest.raises(RunError, match="is not a run directory"):
         directory.load(tmp_path / "nowhere")
