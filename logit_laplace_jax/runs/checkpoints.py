@@ -293,7 +293,7 @@ def _without_patterns(folder: Path, create: bool) -> Iterator[Path]:
     if glob.escape(str(folder)) == str(folder):
         yield folder
         return
-    if create:
+    if create and jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as place:
         link = Path(place) / "checkpoints"
