@@ -21,7 +21,7 @@ class Options:
     """Command line of compare.py."""
 
     images: Path | None = None
-    """Folder that holds cifar10/, mnist/ and bsds500/; see the head of experiments/study/data.py."""
+    """Folder that holds cifar10/, mnist/ and bsds500/: see the head of study/data.py."""
     results: Path | None = None
     """Folder of the results; default: runs/STUDY."""
     run_dirs: Path | None = None

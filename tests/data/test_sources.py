@@ -187,7 +187,7 @@ def data_dir(tmp_path_factory):
 
 
 def test_every_photograph_is_there_and_the_splits_share_no_scene(data_dir):
-    for split, count in (("train", 8), ("validation", 2)):
+    for split, count in (("train", 9), ("validation", 2)):
         source = sources.open_source("photos", split, data_dir=data_dir)
         assert len(source) == count
         expected = {p.name for p in photos.PHOTOGRAPHS if p.split == split}
@@ -217,11 +217,11 @@ def test_grey_photographs_stay_grey_and_become_rgb(data_dir):
     np.testing.assert_array_equal(colour[i], np.repeat(grey[i], 3, -1))
 
 
-def test_preparing_is_quiet_needs_no_tensorflow_and_no_skimage(tmp_path):
+def test_preparing_is_quiet_needs_no_tensorflow_and_imports_no_package_of_theirs(tmp_path):
     code = (
         "import sys; from logit_laplace_jax.data import open_source; "
         f"source = open_source('photos', 'train', data_dir={str(tmp_path)!r}); source[0]; "
-        "assert not {'tensorflow', 'skimage', 'scipy'} & set(sys.modules)"
+        "assert not {'tensorflow', 'skimage', 'scipy', 'matplotlib'} & set(sys.modules)"
     )
     # Two at once: one wins the rename, both must succeed.
     children = [
@@ -233,20 +233,20 @@ def test_preparing_is_quiet_needs_no_tensorflow_and_no_skimage(tmp_path):
     for child in children:
         out, err = child.communicate(timeout=120)
         assert (child.returncode, out, err) == (0, "", "")
-    left = [path.name for path in (tmp_path / "skimage_photos").iterdir()]
+    left = [path.name for path in (tmp_path / "embedded_photos").iterdir()]
     assert left == ["1.0.0"]
 
 
 def test_losing_the_race_is_no_error(tmp_path, monkeypatch):
-    real = photos.SkimagePhotos.download_and_prepare
+    real = photos.EmbeddedPhotos.download_and_prepare
 
     def slower(self, **options):
-        monkeypatch.setattr(photos.SkimagePhotos, "download_and_prepare", real)
+        monkeypatch.setattr(photos.EmbeddedPhotos, "download_and_prepare", real)
         photos.prepare(str(tmp_path))
         raise OSError("Directory not empty")
 
-    monkeypatch.setattr(photos.SkimagePhotos, "download_and_prepare", slower)
-    assert photos.prepare(str(tmp_path)).info.splits["train"].num_examples == 8
+    monkeypatch.setattr(photos.EmbeddedPhotos, "download_and_prepare", slower)
+    assert photos.prepare(str(tmp_path)).info.splits["train"].num_examples == 9
 
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path):
@@ -257,19 +257,20 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path):
 
 
 def test_a_missing_or_changed_photograph_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(photos, "image_folder", lambda: tmp_path)
+    monkeypatch.setattr(photos, "image_folder", lambda package: tmp_path)
     photograph = photos.PHOTOGRAPHS[0]
     with pytest.raises(errors.DataError, match="cannot be read"):
         photos.read_photograph(photograph)
     (tmp_path / photograph.file).write_bytes(b"another picture")
-    with pytest.raises(errors.DataError, match="is not the file"):
+    with pytest.raises(errors.DataError, match="is not the photograph"):
         photos.read_photograph(photograph)
 
 
-def test_without_scikit_image_the_extra_is_named(monkeypatch):
+@pytest.mark.parametrize("package", ["scikit-image", "matplotlib"])
+def test_without_a_package_the_extra_is_named(monkeypatch, package):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(errors.DataError, match=r"pip install -e '\.\[experiments\]'"):
-        photos.image_folder()
+    with pytest.raises(errors.DataError, match=rf"{package}.*pip install -e '\.\[experiments\]'"):
+        photos.image_folder(package)
 
 
 # --- TFDS data sets --------------------------------------------------------------------------
