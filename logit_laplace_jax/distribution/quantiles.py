@@ -3,7 +3,6 @@
 All are sigmoid(μ + b z) for some z: a standard Laplace quantile, or a draw.
 """
 
-import operator
 from functools import partial
 
 import jax
@@ -171,7 +170,7 @@ def sample(
     import chex  # here and not above: it loads test frameworks, a tenth of jax's own import time
 
     sizes = (shape,) if hasattr(shape, "__index__") else shape
-    shape = tuple(operator.index(n) for n in sizes)
+    shape = jax.eval_shape(lambda: jnp.zeros(sizes)).shape  # symbolic sizes (jax.export) pass too
     try:
         chex.assert_is_broadcastable(loc.shape, shape)
     except AssertionError:

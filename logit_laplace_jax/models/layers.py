@@ -60,19 +60,25 @@ def _convolve_jvp(
 def _along_kernel(x: jax.Array, dkernel: jax.Array, precision: lax.Precision | None) -> jax.Array:
     """convolve(x, dkernel), in the form whose transpose, the kernel's gradient, is fast."""
     k, _, n_in, n_out = dkernel.shape
-    if jax.default_backend() != "cpu" or n_in <= n_out or min(x.shape[1:3]) <= k // 2:
-        return convolve(x, dkernel, precision)
-    # The kernel as the image and the image as the kernel. The transpose convolves the gradient of y
-    # by x: XLA's CPU backend copies every k x k patch of the first operand, and transposes it
-    # besides, so let that be the narrower one.
-    return lax.conv_general_dilated(
-        lax.rev(dkernel, (0, 1)),
-        lax.rev(x, (1, 2)),
-        window_strides=(1, 1),
-        padding=[(size - k // 2 - 1,) * 2 for size in x.shape[1:3]],
-        dimension_numbers=lax.ConvDimensionNumbers((3, 2, 0, 1), (0, 3, 1, 2), (3, 0, 1, 2)),
-        precision=precision,
-    )
+    plain = partial(convolve, precision=precision)
+    if n_in <= n_out or min(x.shape[1:3]) <= k // 2:
+        return plain(x, dkernel)
+
+    def swapped(x: jax.Array, dkernel: jax.Array) -> jax.Array:
+        # The kernel as the image and the image as the kernel. The transpose convolves the gradient
+        # of y by x: XLA's CPU backend copies every k x k patch of the first operand, and
+        # transposes it besides, so let that be the narrower one.
+        return lax.conv_general_dilated(
+            lax.rev(dkernel, (0, 1)),
+            lax.rev(x, (1, 2)),
+            window_strides=(1, 1),
+            padding=[(size - k // 2 - 1,) * 2 for size in x.shape[1:3]],
+            dimension_numbers=lax.ConvDimensionNumbers((3, 2, 0, 1), (0, 3, 1, 2), (3, 0, 1, 2)),
+            precision=precision,
+        )
+
+    result: jax.Array = lax.platform_dependent(x, dkernel, cpu=swapped, default=plain)
+    return result
 
 
 convolve.defjvp(_convolve_jvp, symbolic_zeros=True)
