@@ -4,10 +4,13 @@ python experiments/benchmark.py loss [--quick] [--options]
 
 python experiments/benchmark.py step [--quick] [--options]
 
+python experiments/benchmark.py compiled [--target v5e] [--options]
+
 loss: the loss and its gradients beside autodiff, NumPyro, TFP, distrax and torch. step: the dVAE's
 training step beside OpenAI's torch modules. Contestants run in turns; what is told are medians and
 quartiles over many rounds, and ratios within a round. Where JAX or torch sees an accelerator it
-runs there.
+runs there. compiled: bytes, kernels and FLOPs of each building block for a TPU or GPU, by its own
+compiler and without the device.
 """
 
 import os
@@ -17,12 +20,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
 
 from _cli import fail, one_line_errors, parse_command, quiet, run_script, say
-from benchmarks import LossOptions, StepOptions, load
+from benchmarks import CompiledOptions, LossOptions, StepOptions, load
 
 
 def main(args: list[str]) -> None:
     """Runs one suite, stores what it found, and prints its tables."""
-    options = parse_command({"loss": LossOptions, "step": StepOptions}, args, __doc__)
+    suites = {"loss": LossOptions, "step": StepOptions, "compiled": CompiledOptions}
+    options = parse_command(suites, args, __doc__)
     suite = args[0]
     quiet()
     with one_line_errors(ValueError):
@@ -37,19 +41,20 @@ def main(args: list[str]) -> None:
     # JAX and torch share an accelerator in turns: none may take all of its memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     from atlas import style
-    from benchmarks import machine, plot
+    from benchmarks import machine
 
     from logit_laplace_jax.runs import directory
 
     described = machine.describe()
     with one_line_errors(ValueError):
-        result = load(suite).run(options)
+        module = load(suite)
+        result = module.run(options)
     result.machine |= described | {"load_end": machine.load()}
     options.out.mkdir(parents=True, exist_ok=True)
     directory.write_whole(numbers, result.json())
     directory.write_whole(table, result.markdown())
     with style.styled():
-        style.save(plot.draw(result), picture, dpi=200)
+        style.save(module.draw(result), picture, dpi=200)
     say(result.markdown())
     for path in (numbers, table, picture):
         say(str(path))

@@ -6,8 +6,10 @@ Nothing here needs tyro, grain or TFDS, so that a lean GPU image can call ``run`
 import dataclasses
 import importlib
 import math
+import os
 from pathlib import Path
 from types import ModuleType
+from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +106,38 @@ class StepOptions(Options):
             )
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"--precision must be float32 or bfloat16, got {self.precision}")
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledOptions:
+    """Command line of benchmark.py compiled."""
+
+    target: Literal["v4", "v5e", "v5p", "v6e", "h100"] = "v5e"
+    """Device whose compiler is asked; no such device is needed."""
+    blocks: tuple[str, ...] = ()
+    """Only blocks whose name contains one of these words; default: all."""
+    paper: bool = False
+    """Also the paper's update (256 x 256, n_hid 256, 8192 codes), which compiles for many
+    minutes."""
+    ours: bool = False
+    """Leave out the peers."""
+    quick: bool = False
+    """Small arrays: a look, not a result."""
+    out: Path = Path("runs/benchmark")
+    """Folder for compiled.json, compiled.md and compiled.png, and for what is known of programs
+    that were compiled before (programs_TARGET.json)."""
+    overwrite: bool = False
+    """Replace files that exist; without it nothing is overwritten."""
+
+    def check(self) -> None:
+        """Readies the environment for the target's compiler.
+
+        Raises:
+          ValueError: it is not installed.
+        """
+        from benchmarks import targets
+
+        targets.prepare(self.target, os.environ)
 
 
 def load(suite: str) -> ModuleType:

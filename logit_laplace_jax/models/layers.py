@@ -11,6 +11,7 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
@@ -178,10 +179,24 @@ def max_pool(x: jax.Array) -> jax.Array:
 def _max_pool_jvp(
     primals: tuple[jax.Array], tangents: tuple[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    # reduce_window's own gradient is select_and_scatter, which XLA's CPU backend runs slowly, and
-    # reduce_max shares a tie out. A masked sum is linear, and its transpose is one masked copy.
-    # The barrier keeps XLA from computing x again inside each of its consumers here.
+    # reduce_window's own gradient is select_and_scatter, which gives a tie to the first too. A TPU
+    # has an instruction for it; XLA's backends for CPUs and GPUs run it slowly. reduce_max would
+    # share a tie out.
     (x,), (dx,) = primals, tangents
+    y: jax.Array
+    dy: jax.Array
+    y, dy = lax.platform_dependent(x, dx, tpu=_own_jvp, default=_masked_jvp)
+    return y, dy
+
+
+def _own_jvp(x: jax.Array, dx: jax.Array) -> tuple[jax.Array, jax.Array]:
+    y, dy = jax.jvp(lambda x: nn.max_pool(x, (2, 2), (2, 2)), (x,), (dx,))
+    return y, dy
+
+
+def _masked_jvp(x: jax.Array, dx: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # A masked sum is linear, and its transpose is one masked copy. The barrier keeps XLA from
+    # computing x again inside each of its consumers here.
     x = lax.optimization_barrier(x)
     y = max_pool(x)
     first = x[:, 0::2, 0::2] == y
@@ -200,6 +215,21 @@ def upsample(x: jax.Array) -> jax.Array:
       >>> upsample(jnp.array([[1.0, 2.0]])[None, :, :, None])[0, :, :, 0].tolist()
       [[1.0, 1.0, 2.0, 2.0], [1.0, 1.0, 2.0, 2.0]]
     """
+    result: jax.Array = lax.platform_dependent(x, tpu=_spread, default=_copied)
+    return result
+
+
+def _spread(x: jax.Array) -> jax.Array:
+    # Zeros between the pixels, and sums of 2x2, of which one term each is a pixel: on a TPU copies
+    # along an axis of two would be padded to whole tiles.
+    window, ones, dilation = (1, 2, 2, 1), (1, 1, 1, 1), (1, 2, 2, 1)
+    padding = ((0, 0), (1, 1), (1, 1), (0, 0))
+    zero = np.zeros((), x.dtype)
+    result: jax.Array = lax.reduce_window(x, zero, lax.add, window, ones, padding, dilation)
+    return result
+
+
+def _copied(x: jax.Array) -> jax.Array:
     b, h, w, c = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
     return x.reshape(b, 2 * h, 2 * w, c)

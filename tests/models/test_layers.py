@@ -164,3 +164,26 @@ def test_upsample_is_nearest():
     np.testing.assert_array_equal(upsample(x), jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2))
     gradient = jax.grad(lambda x: upsample(x).sum())(x)
     np.testing.assert_array_equal(gradient, np.full(x.shape, 4.0))
+
+
+# --- The forms for other platforms ----------------------------------------------------------
+
+
+def test_pooling_on_a_tpu_gives_the_same_gradients():
+    x = jax.random.normal(jax.random.key(0), (2, 8, 6, 5)).at[0, :4].set(1.0)  # with ties
+    dy = jax.random.normal(jax.random.key(1), (2, 4, 3, 5))
+    for form in (layers._own_jvp, layers._masked_jvp):
+        y, tangent = form(x, x)
+        (back,) = jax.linear_transpose(lambda dx, form=form: form(x, dx)[1], x)(dy)
+        expected = jax.vjp(layers.max_pool, x)
+        np.testing.assert_array_equal(y, expected[0])
+        np.testing.assert_array_equal(tangent, y)  # of x along itself
+        np.testing.assert_array_equal(back, expected[1](dy)[0])
+
+
+def test_upsampling_on_a_tpu_gives_the_same_numbers_and_gradients():
+    x = jax.random.normal(jax.random.key(0), (2, 4, 3, 5)).at[0, 0, 0].set(jnp.inf)
+    dy = jax.random.normal(jax.random.key(1), (2, 8, 6, 5))
+    np.testing.assert_array_equal(layers._spread(x), layers._copied(x))
+    one, other = (jax.vjp(form, x)[1](dy)[0] for form in (layers._spread, layers._copied))
+    np.testing.assert_allclose(one, other, rtol=1e-6)  # four terms, added in another order
