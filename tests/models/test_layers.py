@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from logit_laplace_jax.models import layers
 from logit_laplace_jax.models.layers import Conv, convolve, max_pool, upsample
 
 
