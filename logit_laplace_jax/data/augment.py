@@ -33,6 +33,8 @@ def train_crop(
     *,
     min_crop: float = 1.0,
     flip: bool = True,
+    turn: bool = False,
+    colour: float = 0.0,
 ) -> np.ndarray:
     """The augmentation of Ramesh et al. (2021), listing 1, at a random place of the photograph.
 
@@ -50,6 +52,8 @@ def train_crop(
         rng: the source of every choice; equal generators give equal crops.
         min_crop: smallest side of the square, as a share of the short side, in (0, 1].
         flip: whether to flip at all.
+        turn: turn by a random multiple of 90 degrees (not in the paper; for few photographs).
+        colour: strength of a random change of colours (likewise); see :func:`change_colours`.
 
     Returns:
         uint8 [size, size, C].
@@ -83,7 +87,44 @@ def train_crop(
     scale = side / t
     box = (left + x * scale, top + y * scale, left + (x + size) * scale, top + (y + size) * scale)
     crop = area_resize(image, (size, size), box)
-    return crop[:, ::-1] if flip and mirrored else crop
+    crop = crop[:, ::-1] if flip and mirrored else crop
+    # Drawn after all else, and only where asked for: the paper's crops stay the same.
+    if turn:
+        crop = np.rot90(crop, int(rng.integers(4)))
+    return change_colours(crop, colour, rng) if colour else crop
+
+
+def change_colours(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """Another light and other paints: brightness, contrast, saturation and hue at random.
+
+    Each grey value y becomes 255 (y/255)^g around a new contrast, and colour, the difference from
+    grey, is scaled and turned around the grey axis. At strength 1 gamma and saturation change by
+    up to a factor of 2, contrast by up to 1.4, and the hue by any angle; less in proportion.
+
+    Args:
+        image: uint8 [H, W, C]; a grey one has no saturation and no hue.
+        strength: in (0, 1].
+        rng: the source of every choice.
+
+    Returns:
+        uint8 [H, W, C].
+
+    Example:
+        >>> grey = np.full((1, 1, 3), 100, np.uint8)
+        >>> bool(np.ptp(change_colours(grey, 0.5, np.random.default_rng(0))) == 0)
+        True
+    """
+    gamma, contrast, saturation = np.exp(strength * rng.uniform(-1, 1, 3) * np.log([2.0, 1.4, 2.0]))
+    angle = strength * np.pi * rng.uniform(-1, 1)
+    x = image.astype(np.float32) / 255
+    grey = x.mean(-1, keepdims=True)
+    paint = x - grey
+    if image.shape[-1] == 3:
+        # Rodrigues' rotation about the grey axis, to which the difference from grey is orthogonal.
+        across = (np.roll(paint, 1, -1) - np.roll(paint, -1, -1)) / np.sqrt(3)
+        paint = saturation * (np.cos(angle) * paint + np.sin(angle) * across)
+    light = contrast * (grey**gamma - 0.5) + 0.5
+    return np.rint(255 * np.clip(light + paint, 0, 1)).astype(np.uint8)
 
 
 def eval_crop(image: np.ndarray, size: int) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""The embedded photographs: those that scikit-image brings in its wheel, as a TFDS builder.
+"""The embedded photographs: those in the wheels of scikit-image and Matplotlib, as a TFDS builder.
 
-Nothing is downloaded. The files are found beside the installed package, checked against the
+Nothing is downloaded. The files are found beside the installed packages, checked against the
 SHA-256 sums below, and written once to array_record, which needs no TensorFlow.
 
 The split is by photograph: no scene is in both. The two halves of the stereo pair are two views of
@@ -31,13 +31,14 @@ except ImportError as error:
 
 @dataclasses.dataclass(frozen=True)
 class Photograph:
-    """One photograph: its file in scikit-image, split, license, source, and the file's SHA-256."""
+    """One photograph: its file, split, license, source, the file's SHA-256, and its package."""
 
     file: str
     split: str
     license: str
     source: str
     sha256: str
+    package: str = "scikit-image"
 
     @property
     def name(self) -> str:
@@ -114,6 +115,15 @@ PHOTOGRAPHS: tuple[Photograph, ...] = (
         "b0793d2adda0fa6ae899c03989482bff9a42d3d5690fc7e3648f2795d730c23a",
     ),
     Photograph(
+        "grace_hopper.jpg",
+        "train",
+        _PUBLIC,
+        "James S. Davis, United States Navy, Wikimedia Commons, Grace_Hopper.jpg, as matplotlib's "
+        "sample data",
+        "a8ca6d734765703b09728ab47fe59f473d93ae3967fc24c7c0288c3c7adb7130",
+        "matplotlib",
+    ),
+    Photograph(
         "astronaut.png",
         "validation",
         _PUBLIC,
@@ -128,57 +138,58 @@ PHOTOGRAPHS: tuple[Photograph, ...] = (
         "596aa1e7cb875eb79f437e310381d26b338a81c2da23439704a73c4651e8c4bb",
     ),
 )
-"""8 for training (of these grey: camera), 2 held out."""
+"""9 for training (of these grey: camera), 2 held out."""
 
 
-def image_folder() -> Path:
-    """The folder of the installed scikit-image that holds its images; nothing of it is imported.
+_FOLDERS = {
+    "scikit-image": ("skimage", "data"),
+    "matplotlib": ("matplotlib", "mpl-data", "sample_data"),
+}
+"""Where a package's wheel holds its images."""
+
+
+def image_folder(package: str) -> Path:
+    """The folder of an installed package that holds its images; nothing of it is imported.
 
     Raises:
-        DataError: scikit-image is not installed, or has no such folder.
+        DataError: the package is not installed.
     """
-    # find_spec of the top-level name reads no module, so a slow or broken scikit-image costs
-    # nothing here.
-    spec = importlib.util.find_spec("skimage")
+    module, *parts = _FOLDERS[package]
+    # find_spec of the top-level name reads no module, so a slow or broken package costs nothing.
+    spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
-        raise missing_package("scikit-image")
-    folder = Path(next(iter(spec.submodule_search_locations)), "data")
-    if not folder.is_dir():
-        raise DataError(f"this scikit-image has no folder {folder}: install scikit-image 0.25…0.26")
-    return folder
+        raise missing_package(package)
+    return Path(next(iter(spec.submodule_search_locations)), *parts)
 
 
 def read_photograph(photograph: Photograph) -> bytes:
-    """The bytes of one photograph's file, as scikit-image brings it.
+    """The bytes of one photograph's file, as its package brings it.
 
     Raises:
         DataError: the file is missing, or is another one than the table above describes.
     """
-    path = image_folder() / photograph.file
+    path = image_folder(photograph.package) / photograph.file
+    advice = f"pip install --force-reinstall {photograph.package}  in the versions of this project"
     try:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(
-            f"scikit-image's photograph {path} cannot be read ({error.strerror}): "
-            "reinstall scikit-image 0.25…0.26"
+            f"the photograph {path} cannot be read ({error.strerror}): run  {advice}"
         ) from error
     if hashlib.sha256(content).hexdigest() != photograph.sha256:
-        raise DataError(
-            f"scikit-image's photograph {path} is not the file this version knows: "
-            "install scikit-image 0.25…0.26"
-        )
+        raise DataError(f"{path} is not the photograph that this version knows: run  {advice}")
     return content
 
 
 # Not registered by name: a test runner that imports this file twice would be refused.
-class SkimagePhotos(
+class EmbeddedPhotos(
     tfds.core.GeneratorBasedBuilder,
     skip_registration=True,  # type: ignore[call-arg, unused-ignore]
 ):
-    """TFDS builder of the photographs in scikit-image's wheel: splits `train` and `validation`."""
+    """TFDS builder of the embedded photographs: splits `train` and `validation`."""
 
     VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "8 photographs for training, 2 held out."}  # noqa: RUF012
+    RELEASE_NOTES = {"1.0.0": "9 photographs for training, 2 held out."}  # noqa: RUF012
 
     # TFDS looks beside the builder's code for checksums of downloads, by way of the package
     # importlib_resources, which it imports but does not require (4.9.10). There are no downloads.
@@ -187,8 +198,7 @@ class SkimagePhotos(
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description="The photographs that scikit-image brings in its wheel.",
-            homepage="https://scikit-image.org",
+            description="The photographs that scikit-image and Matplotlib bring in their wheels.",
             features=tfds.features.FeaturesDict(
                 {
                     # Given bytes, the feature stores them as they are: grey files stay grey,
@@ -220,7 +230,7 @@ class SkimagePhotos(
                 )
 
 
-def prepare(data_dir: str | None = None) -> SkimagePhotos:
+def prepare(data_dir: str | None = None) -> EmbeddedPhotos:
     """The builder of the photographs, prepared under `data_dir` unless it is already.
 
     Any number of processes may do so at once: TFDS writes to a folder of its own and renames it,
@@ -255,12 +265,12 @@ def prepare(data_dir: str | None = None) -> SkimagePhotos:
     return builder
 
 
-def _builder(data_dir: str | None) -> SkimagePhotos:
+def _builder(data_dir: str | None) -> EmbeddedPhotos:
     try:
-        return SkimagePhotos(data_dir=data_dir, file_format="array_record")
+        return EmbeddedPhotos(data_dir=data_dir, file_format="array_record")
     except Exception as error:
         # A broken dataset_info.json under data_dir fails in many ways inside TFDS.
         raise DataError(
             f"the prepared photographs under {data_dir or 'the default TFDS folder'} cannot be "
-            f"read ({one_line(error)}): delete their folder skimage_photos and start again"
+            f"read ({one_line(error)}): delete their folder embedded_photos and start again"
         ) from error

@@ -129,6 +129,8 @@ def train_batches(
     seed: int,
     channels: int = 3,
     min_crop: float = 1.0,
+    turn: bool = False,
+    colour: float = 0.0,
     data_dir: str | None = None,
     shard_index: int = 0,
     shard_count: int = 1,
@@ -143,6 +145,8 @@ def train_batches(
         seed: decides order and crops, any integer ≥ 0.
         channels: 3 for RGB, 1 for grey.
         min_crop: smallest crop, as a share of the short side (see `augment.train_crop`).
+        turn: turn crops by random multiples of 90 degrees.
+        colour: strength of random changes of colour, in [0, 1] (see `augment.change_colours`).
         data_dir: where TFDS keeps its data sets.
         shard_index: which part of every batch is wanted, 0 … shard_count − 1.
         shard_count: into how many equal parts batches are cut; divides `batch_size`.
@@ -168,6 +172,9 @@ def train_batches(
     part = _part(batch_size, shard_index, shard_count)
     if not 0 < min_crop <= 1:
         raise DataError(f"min_crop must be in (0, 1], not {min_crop}")
+    if not 0 <= colour <= 1:
+        raise DataError(f"colour must be in [0, 1], not {colour}")
+    augmented = functools.partial(train_crop, min_crop=min_crop, turn=turn, colour=colour)
     if seed < 0:
         raise DataError(f"seed must be at least 0, not {seed}")
     source = _open(spec, "train", data_dir, channels)
@@ -178,7 +185,7 @@ def train_batches(
             if candidate in skipped:
                 continue
             try:
-                return train_crop(source[candidate], image_size, rng, min_crop=min_crop)
+                return augmented(source[candidate], image_size, rng)
             except (UnreadableImage, TooSmallImage) as error:
                 skipped.add(candidate, error)
         skipped.check()
@@ -197,7 +204,9 @@ def train_batches(
     if shard_count > 1:
         stream = stream[shard_index::shard_count]
     # The shards are left out: one state fits any number of them.
-    options = (image_size, batch_size, seed, min_crop)
+    options: tuple[Any, ...] = (image_size, batch_size, seed, min_crop)
+    if turn or colour:  # left out at their defaults: places saved before they existed stay valid
+        options += (turn, colour)
     return TrainBatches(
         source,
         skipped,

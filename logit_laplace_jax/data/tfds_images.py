@@ -35,6 +35,9 @@ answers many requests for large files with a page, has none of its own.)"""
 _NETWORK = frozenset({"http", "requests", "socket", "ssl", "urllib", "urllib3"})
 """The packages whose errors mean that no server was reached."""
 
+_PATIENCE_SECONDS = 15
+"""How long a server may take to answer at all before anything is downloaded from it."""
+
 Reader = tuple[Callable[[int], bytes | np.ndarray], Callable[[int], str], int]
 """read(i), name(i) and the number of images: what a `Source` is made of."""
 
@@ -174,6 +177,7 @@ def _image_feature(builder: Any) -> Any:
 def _download_and_prepare(builder: Any, name: str) -> None:
     _check_tensorflow(builder, name)
     try:
+        _check_network(builder)
         # Downloads may take hours, so TFDS keeps its progress bars; what it prints beside them
         # goes to stderr too, because scripts write their results to stdout.
         with contextlib.redirect_stdout(sys.stderr):
@@ -182,6 +186,31 @@ def _download_and_prepare(builder: Any, name: str) -> None:
         if builder.data_path.exists():  # Another process prepared it meanwhile.
             return
         raise _not_prepared(builder, name, error) from error
+
+
+def _check_network(builder: Any) -> None:
+    """Asks each server of files that are not here yet for one of them; any answer will do.
+
+    Without this, TFDS would go on for minutes where there is no network: it tries ten times, and
+    waits without bound for a server that is silent.
+    """
+    import requests
+    from tensorflow_datasets.core.download import resource
+
+    manual = _manual_folder(builder)
+    servers: dict[str, str] = {}
+    for url, info in _url_infos(builder).items():
+        cached = resource.get_dl_fname(url, info.checksum)
+        here = [manual.parent / cached, manual.parent / builder.name / cached]
+        here += [manual / info.filename] if info.filename else []
+        if url.startswith("http") and not any(path.exists() for path in here):
+            servers.setdefault(url.split("/")[2], url)
+    for server, url in servers.items():
+        try:
+            requests.head(url, timeout=_PATIENCE_SECONDS)
+        except requests.RequestException as error:
+            reason = one_line(_chain(error)[-1])
+            raise requests.ConnectionError(f"{server}: {reason}") from None
 
 
 def _not_prepared(builder: Any, name: str, error: Exception) -> DataError:
@@ -220,14 +249,18 @@ def _by_hand(builder: Any) -> str:
 def _file_of(builder: Any, chain: Sequence[BaseException]) -> str:
     """The file that could not be downloaded, under the name by which TFDS will know it."""
     told = " ".join(str(e) for e in chain)
-    known: dict[str, Any] = {}
-    with contextlib.suppress(Exception):  # TFDS needs an optional package to read its own list.
-        known = builder.url_infos or {}
-    for url, info in known.items():
+    for url, info in _url_infos(builder).items():
         # An error may leave out the host, so what comes after it is looked for.
         if info.filename and url.partition("://")[2].partition("/")[2] in told:
             return f"{url} as {info.filename}"
-    return "the file"
+    return "its files"
+
+
+def _url_infos(builder: Any) -> dict[str, Any]:
+    """The files of all the configurations of a data set, by URL; none where TFDS keeps no list."""
+    with contextlib.suppress(Exception):  # TFDS needs an optional package to read its own list.
+        return dict(builder.url_infos or {})
+    return {}
 
 
 def _check_tensorflow(builder: Any, name: str) -> None:
@@ -260,6 +293,10 @@ def _needs_package(name: str, error: ImportError, builder: Any = None) -> DataEr
 def _chain(error: BaseException) -> list[BaseException]:
     """`error`, what led to it, and so on to the first."""
     chain = [error]
-    while (before := chain[-1].__cause__ or chain[-1].__context__) is not None:
+    while (before := _before(chain[-1])) is not None:
         chain.append(before)
     return chain
+
+
+def _before(error: BaseException) -> BaseException | None:
+    return error.__cause__ or (None if error.__suppress_context__ else error.__context__)

@@ -3,12 +3,18 @@
 They give a reader of a PSNR its scale: the constant colour of each crop (no detail at all), the
 picture pooled to the token grid (a real-valued colour at every token, so no token budget at all),
 and k-means vector quantisation of the same patches with as many codes (the classical codec at
-exactly the model's budget).
+exactly the model's budget). k-means has a code length too, with a logit-Laplace around each centre.
 """
 
+import dataclasses
+import math
 import warnings
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+from logit_laplace_jax import pixel_map, pixel_masses
 
 Images = np.ndarray
 """uint8 [N, H, W, C]."""
@@ -36,39 +42,94 @@ def pooled(images: Images, factor: int) -> np.ndarray:
     return _assemble(flat.reshape(patches.shape), shape, factor)
 
 
-def vector_quantised(
-    images: Images, train_images: Images, factor: int, codes: int, seed: int, sample: int = 30_000
-) -> np.ndarray:
-    """k-means (SciPy) on training patches; each patch becomes its nearest code.
+@dataclasses.dataclass(frozen=True)
+class Quantiser:
+    """k-means on patches, as a codec with a code length: :func:`fit_quantiser` makes it.
+
+    Attributes:
+      codebook: float32 [V, f * f * C], the centres, in [0, 1].
+      log_scales: float32 [V], ln b of a logit-Laplace around the centre of each code.
+      factor: side f of a patch.
+    """
+
+    codebook: np.ndarray
+    log_scales: np.ndarray
+    factor: int
+
+    def reconstruct(self, images: Images) -> np.ndarray:
+        """Each patch as its nearest centre: uint8 [N, H, W, C] to float [N, H, W, C] in [0, 1]."""
+        patches, shape = _patches(images, self.factor)
+        return _assemble(self.codebook[self._nearest(patches)], shape, self.factor)
+
+    def bits_per_dim(self, images: Images) -> np.ndarray:
+        """Exact bits per value of each image, float64 [N]: log2 V per patch, then the pixels."""
+        patches, shape = _patches(images, self.factor)
+        nearest = self._nearest(patches)
+        nats = _nats(patches, self.codebook[nearest], self.log_scales[nearest])
+        total = nats.reshape(shape[0], -1).sum(1) / math.prod(shape[1:])
+        codes = math.log(len(self.codebook)) / patches.shape[1]
+        return (total + codes) / math.log(2.0)
+
+    def _nearest(self, patches: np.ndarray) -> np.ndarray:
+        from scipy.cluster.vq import vq
+
+        nearest: np.ndarray = vq(patches.astype(np.float32), self.codebook)[0]
+        return nearest
+
+
+_LOG_SCALES = np.arange(-6.0, 1.01, 0.125)
+"""Scales to choose from: the best of them is within 0.003 bits per value of the best of all."""
+
+
+def fit_quantiser(
+    images: Images, factor: int, codes: int, seed: int, sample: int = 30_000
+) -> Quantiser:
+    """Learns centres by k-means (SciPy), and for each the scale under which its patches are short.
 
     Args:
-      images: uint8 [N, H, W, C], sides multiples of ``factor``.
-      train_images: uint8 [M, H', W', C], where the codes are learnt.
+      images: uint8 [M, H, W, C], for training.
       factor: patch size, the model's downsampling.
       codes: size of the vocabulary.
       seed: of the starting points.
-      sample: at most this many training patches.
-
-    Returns:
-      float [N, H, W, C] in [0, 1].
+      sample: at most this many patches.
 
     Raises:
-      ValueError: there are fewer training patches than codes.
+      ValueError: there are fewer patches than codes.
     """
-    from scipy.cluster.vq import kmeans2, vq
+    from scipy.cluster.vq import kmeans2
 
     rng = np.random.default_rng(seed)
-    train, _ = _patches(train_images, factor)
-    train = train[rng.permutation(len(train))[:sample]].astype(np.float32)
-    if len(train) < codes:
-        raise ValueError(f"{len(train)} training patches cannot give {codes} codes")
+    patches, _ = _patches(images, factor)
+    patches = patches[rng.permutation(len(patches))[:sample]].astype(np.float32)
+    if len(patches) < codes:
+        raise ValueError(f"{len(patches)} training patches cannot give {codes} codes")
     with warnings.catch_warnings():
         # An empty cluster is a code that stays unused: part of the method, not a fault.
         warnings.filterwarnings("ignore", message="One of the clusters is empty")
-        codebook, _ = kmeans2(train, codes, minit="points", iter=20, seed=rng)
-    patches, shape = _patches(images, factor)
-    nearest, _ = vq(patches.astype(np.float32), codebook)
-    return _assemble(np.clip(codebook[nearest], 0.0, 1.0), shape, factor)
+        codebook, _ = kmeans2(patches, codes, minit="points", iter=20, seed=rng)
+    quantiser = Quantiser(np.clip(codebook, 0.0, 1.0), np.zeros(codes, np.float32), factor)
+    nearest = quantiser._nearest(patches)
+    centres = quantiser.codebook[nearest]
+    curves = np.zeros((codes, len(_LOG_SCALES)))
+    for column, log_scale in enumerate(_LOG_SCALES):
+        nats = _nats(patches, centres, np.full(len(patches), log_scale, np.float32))
+        # One patch like the average of all stands in where a code has few.
+        curves[:, column] = np.bincount(nearest, nats, codes) + nats.mean()
+    log_scales = _LOG_SCALES[curves.argmin(1)].astype(np.float32)
+    return dataclasses.replace(quantiser, log_scales=log_scales)
+
+
+@jax.jit
+def _sums(pixels: jax.Array, centres: jax.Array, log_scales: jax.Array) -> jax.Array:
+    x = pixel_map.map_pixels(centres)
+    loc = jnp.log(x) - jnp.log1p(-x)
+    return -pixel_masses.pixel_log_prob(pixels, loc, log_scales[:, None]).sum(1)
+
+
+def _nats(patches: np.ndarray, centres: np.ndarray, log_scales: np.ndarray) -> np.ndarray:
+    """Nats of each patch, float64 [N]: logit-Laplace masses around its centre."""
+    pixels = np.rint(patches * 255.0).astype(np.uint8)
+    return np.asarray(_sums(pixels, centres.astype(np.float32), log_scales), np.float64)
 
 
 def _patches(images: Images, f: int) -> tuple[np.ndarray, tuple[int, ...]]:

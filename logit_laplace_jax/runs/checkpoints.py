@@ -7,11 +7,13 @@ read.
 
 import contextlib
 import errno
+import glob
 import json
 import math
 import os
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -74,8 +76,9 @@ class Checkpoints:
         best = BestN(
             get_metric_fn=_measure, reverse=True, n=1, keep_checkpoints_without_metrics=False
         )
+        self._names = contextlib.ExitStack()
         self._manager = ocp.CheckpointManager(
-            self.folder,
+            self._names.enter_context(_without_patterns(self.folder, create)),
             options=ocp.CheckpointManagerOptions(
                 best_fn=_measure,
                 best_mode="min",
@@ -121,7 +124,7 @@ class Checkpoints:
         trace: TracebackType | None,
     ) -> None:
         # Of two errors the one that is on its way out already says more.
-        with contextlib.suppress(*([Exception] if error else [])):
+        with self._names, contextlib.suppress(*([Exception] if error else [])):
             self._guarded(self._manager.close)
 
     @property
@@ -278,6 +281,24 @@ class Checkpoints:
                     "one before")  # fmt: skip
             self._set_aside(step)
             self._manager.reload()
+
+
+@contextlib.contextmanager
+def _without_patterns(folder: Path, create: bool) -> Iterator[Path]:
+    """Another name for a folder whose own has a character of file patterns, such as ``run [1]``.
+
+    Below such a name Orbax does not find the parts that it has just written, and what it then
+    calls a checkpoint holds nothing: etils, its library of paths, escapes no patterns.
+    """
+    if glob.escape(str(folder)) == str(folder):
+        yield folder
+        return
+    if create and jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as place:
+        link = Path(place) / "checkpoints"
+        link.symlink_to(folder)
+        yield link
 
 
 def _full(text: str) -> bool:

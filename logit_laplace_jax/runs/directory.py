@@ -17,6 +17,15 @@ from logit_laplace_jax.training.config import TrainConfig
 from logit_laplace_jax.training.state import TrainState, create_state
 
 _CONFIG = "config.json"
+_ENVIRONMENT = "environment.json"
+
+_AMBIENT = (
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+    "jax_threefry_partitionable",
+    "jax_random_seed_offset",
+)
+"""JAX's own settings that change a run's numbers; the shell sets them by the names in capitals."""
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -44,13 +53,40 @@ def check(folder: Path, config: TrainConfig) -> None:
                 f"{folder} holds a run of another configuration ({'; '.join(lines)}); "
                 "choose another --run-dir, or give the same options to resume"
             )
+        _check_environment(folder)
     elif folder.is_dir() and any(p.name != f"{_CONFIG}.part" for p in folder.iterdir()):
         raise RunError(f"{folder} is not empty and holds no run; choose another --run-dir")
 
 
 def write_config(folder: Path, config: TrainConfig) -> None:
-    """Writes config.json, which marks the folder as a run's."""
+    """Writes config.json, which marks the folder as a run's, and JAX's settings beside it."""
     write_whole(folder / _CONFIG, json.dumps(configs.to_dict(config), indent=2) + "\n")
+    if not (folder / _ENVIRONMENT).exists():
+        write_whole(folder / _ENVIRONMENT, json.dumps(_environment(), indent=2) + "\n")
+
+
+def _environment() -> dict[str, object]:
+    return {name: jax.config.values[name] for name in _AMBIENT}
+
+
+def _check_environment(folder: Path) -> None:
+    path = folder / _ENVIRONMENT
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+        lines = [
+            f"{name.upper()}: {there[name]} there, {value} here"
+            for name, value in _environment().items()
+            if there[name] != value
+        ]
+    except FileNotFoundError:  # killed before it was written: nothing was computed yet
+        return
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from None
+    if lines:
+        raise RunError(
+            f"{folder} holds a run under other settings of JAX ({'; '.join(lines)}), which would "
+            "change its numbers: set them as there, or choose another --run-dir"
+        )
 
 
 def read_config(folder: Path) -> TrainConfig:

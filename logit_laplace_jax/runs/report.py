@@ -145,10 +145,11 @@ def resized(image: np.ndarray, factor: int, resize: float, longest: int) -> np.n
 
 
 def compare(run: Run) -> tuple[list[str], dict[str, Any]]:
-    """PSNR of the model beside codecs that need no training by gradient, on held-out crops.
+    """The model beside codecs that need no training by gradient, on held-out crops.
 
     Returns:
-      The lines of a table, and the numbers by name (decibels, means over crops).
+      The lines of a table, and the numbers by name: ``psnr_*`` in decibels, means over crops, and
+      ``bpd_*``, exact bits per value with all that has to be sent, where there is a code.
     """
     config = run.config
     factor, codes = config.model.downsampling, config.model.vocab_size
@@ -169,26 +170,33 @@ def compare(run: Run) -> tuple[list[str], dict[str, Any]]:
             "no token budget",
         ),
     }
+    lengths = {}
+    evaluated = [row for row in read(run.folder / "metrics.jsonl") if row["split"] == "validation"]
+    if evaluated:
+        lengths["dvae"] = evaluated[-1]["bpd_hard"]
     # k-means wants some dozens of patches per code.
     wanted = max(64, -(-_PATCHES_PER_CODE * codes // (config.image_size // factor) ** 2))
     if wanted <= _MOST_TRAINING_CROPS:
-        quantised = baselines.vector_quantised(
-            crops,
+        quantiser = baselines.fit_quantiser(
             training_crops(config, wanted, run.source),
             factor,
             codes,
             config.seed,
             sample=_PATCHES_PER_CODE * codes,
         )
-        rows["kmeans"] = (f"k-means patches, {codes} codes", quantised, bits)
+        rows["kmeans"] = (f"k-means patches, {codes} codes", quantiser.reconstruct(crops), bits)
+        lengths["kmeans"] = float(quantiser.bits_per_dim(crops).mean())
     originals = jnp.asarray(crops / 255.0)
     values = {}
     for name, (_, images, _) in rows.items():
         error = metrics.mean_squared_error(jnp.asarray(images), originals)
         values[name] = float(metrics.psnr(error).mean())
-    lines = [f"{len(crops)} held-out crops of {config.image_size} x {config.image_size}     PSNR"]
+    size = f"{config.image_size} x {config.image_size}"
+    lines = [f"{f'{len(crops)} held-out crops of {size}':<34}     PSNR   bits/dim"]
     for name, (label, _, note) in rows.items():
-        lines.append(f"  {label:<32} {values[name]:6.2f} dB  {note}".rstrip())
+        length = f"{lengths[name]:8.3f}" if name in lengths else " " * 8
+        lines.append(f"  {label:<32} {values[name]:6.2f} dB {length}   {note}".rstrip())
     if "kmeans" not in rows:
         lines.append(f"  k-means left out: {codes} codes are too many for so few patches per crop")
-    return lines, {f"psnr_{name}": value for name, value in values.items()}
+    numbers = {f"psnr_{name}": value for name, value in values.items()}
+    return lines, numbers | {f"bpd_{name}": value for name, value in lengths.items()}

@@ -53,10 +53,16 @@ class DataConfig:
     min_crop: float = 1.0
     """Smallest training crop as a share of the image's short side, in (0, 1]; the paper crops all
     of it."""
+    turn: bool = False
+    """Turn training crops by random multiples of 90 degrees (not in the paper)."""
+    colour: float = 0.0
+    """Strength of random changes of the colours of training crops, in [0, 1] (not in the paper)."""
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "threads")
         _share(self, "min_crop")
+        if not 0.0 <= self.colour <= 1.0:
+            raise ValueError(f"colour must lie in [0, 1], got {self.colour}")
 
 
 @dataclasses.dataclass(frozen=True)

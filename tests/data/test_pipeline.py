@@ -122,6 +122,9 @@ def test_the_fingerprint_is_a_hash_of_options_and_names():
         digest.update(f"image{i}".encode() + b"\0")
     batches = pipeline.train_batches(source, image_size=16, batch_size=4, seed=1)
     assert batches.get_state()["data"] == digest.hexdigest()[:16]
+    for other in ({"turn": True}, {"colour": 0.5}):
+        changed = pipeline.train_batches(source, image_size=16, batch_size=4, seed=1, **other)
+        assert changed.get_state()["data"] != digest.hexdigest()[:16]
 
 
 def test_bad_images_are_named_once_counted_and_replaced(caplog):
@@ -239,6 +242,7 @@ def test_no_good_image_is_an_error(threads):
         ({"image_size": 0}, "image_size"),
         ({"threads": -1}, "threads"),
         ({"min_crop": 0.0}, "min_crop"),
+        ({"colour": -0.1}, "colour"),
         ({"seed": -1}, "seed"),
         ({"channels": 1}, "3 channels, not 1"),
     ],
@@ -465,7 +469,7 @@ def test_check_source_says_what_is_wrong(tmp_path):
 def test_photographs_from_end_to_end(tmp_path_factory):
     data_dir = str(tmp_path_factory.mktemp("tfds"))
     assert pipeline.check_source("photos", image_size=32, data_dir=data_dir) == {
-        "train": 8,
+        "train": 9,
         "validation": 2,
     }
     source = sources.open_source("photos", "train", data_dir=data_dir)

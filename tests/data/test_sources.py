@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -186,7 +187,7 @@ def data_dir(tmp_path_factory):
 
 
 def test_every_photograph_is_there_and_the_splits_share_no_scene(data_dir):
-    for split, count in (("train", 8), ("validation", 2)):
+    for split, count in (("train", 9), ("validation", 2)):
         source = sources.open_source("photos", split, data_dir=data_dir)
         assert len(source) == count
         expected = {p.name for p in photos.PHOTOGRAPHS if p.split == split}
@@ -216,11 +217,11 @@ def test_grey_photographs_stay_grey_and_become_rgb(data_dir):
     np.testing.assert_array_equal(colour[i], np.repeat(grey[i], 3, -1))
 
 
-def test_preparing_is_quiet_needs_no_tensorflow_and_no_skimage(tmp_path):
+def test_preparing_is_quiet_needs_no_tensorflow_and_imports_no_package_of_theirs(tmp_path):
     code = (
         "import sys; from logit_laplace_jax.data import open_source; "
         f"source = open_source('photos', 'train', data_dir={str(tmp_path)!r}); source[0]; "
-        "assert not {'tensorflow', 'skimage', 'scipy'} & set(sys.modules)"
+        "assert not {'tensorflow', 'skimage', 'scipy', 'matplotlib'} & set(sys.modules)"
     )
     # Two at once: one wins the rename, both must succeed.
     children = [
@@ -232,20 +233,20 @@ def test_preparing_is_quiet_needs_no_tensorflow_and_no_skimage(tmp_path):
     for child in children:
         out, err = child.communicate(timeout=120)
         assert (child.returncode, out, err) == (0, "", "")
-    left = [path.name for path in (tmp_path / "skimage_photos").iterdir()]
+    left = [path.name for path in (tmp_path / "embedded_photos").iterdir()]
     assert left == ["1.0.0"]
 
 
 def test_losing_the_race_is_no_error(tmp_path, monkeypatch):
-    real = photos.SkimagePhotos.download_and_prepare
+    real = photos.EmbeddedPhotos.download_and_prepare
 
     def slower(self, **options):
-        monkeypatch.setattr(photos.SkimagePhotos, "download_and_prepare", real)
+        monkeypatch.setattr(photos.EmbeddedPhotos, "download_and_prepare", real)
         photos.prepare(str(tmp_path))
         raise OSError("Directory not empty")
 
-    monkeypatch.setattr(photos.SkimagePhotos, "download_and_prepare", slower)
-    assert photos.prepare(str(tmp_path)).info.splits["train"].num_examples == 8
+    monkeypatch.setattr(photos.EmbeddedPhotos, "download_and_prepare", slower)
+    assert photos.prepare(str(tmp_path)).info.splits["train"].num_examples == 9
 
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path):
@@ -256,19 +257,20 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path):
 
 
 def test_a_missing_or_changed_photograph_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(photos, "image_folder", lambda: tmp_path)
+    monkeypatch.setattr(photos, "image_folder", lambda package: tmp_path)
     photograph = photos.PHOTOGRAPHS[0]
     with pytest.raises(errors.DataError, match="cannot be read"):
         photos.read_photograph(photograph)
     (tmp_path / photograph.file).write_bytes(b"another picture")
-    with pytest.raises(errors.DataError, match="is not the file"):
+    with pytest.raises(errors.DataError, match="is not the photograph"):
         photos.read_photograph(photograph)
 
 
-def test_without_scikit_image_the_extra_is_named(monkeypatch):
+@pytest.mark.parametrize("package", ["scikit-image", "matplotlib"])
+def test_without_a_package_the_extra_is_named(monkeypatch, package):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(errors.DataError, match=r"pip install -e '\.\[experiments\]'"):
-        photos.image_folder()
+    with pytest.raises(errors.DataError, match=rf"{package}.*pip install -e '\.\[experiments\]'"):
+        photos.image_folder(package)
 
 
 # --- TFDS data sets --------------------------------------------------------------------------
@@ -417,7 +419,7 @@ def failing_builder(tmp_path, failure, instructions=None, urls=()):
     class TinyFails(TinyImages, skip_registration=True):
         MANUAL_DOWNLOAD_INSTRUCTIONS = instructions
         url_infos = {  # noqa: RUF012
-            url: tfds.download.checksums.UrlInfo(size=1, checksum="0", filename=file)
+            url: tfds.download.checksums.UrlInfo(size=1, checksum="00", filename=file)
             for url, file in urls
         }
 
@@ -425,6 +427,12 @@ def failing_builder(tmp_path, failure, instructions=None, urls=()):
             failure(dl_manager)
 
     return TinyFails(data_dir=tmp_path, file_format="array_record")
+
+
+@pytest.fixture
+def network(monkeypatch):
+    """A network that answers."""
+    monkeypatch.setattr("requests.head", lambda url, timeout: None)
 
 
 def why(builder):
@@ -508,6 +516,7 @@ def a_page_instead(_):
         (a_page_instead, "wrong checksum", f"{DRIVE} as faces.zip"),
     ],
 )
+@pytest.mark.usefixtures("network")
 def test_a_failed_download_says_what_was_refused_and_the_way_around(
     tmp_path, failure, reason, file
 ):
@@ -518,7 +527,39 @@ def test_a_failed_download_says_what_was_refused_and_the_way_around(
     assert "run the same command again" in told
     assert f"download {file} yourself into {tmp_path}/downloads/manual" in told
     # Without a list of its files the way around is told all the same.
-    assert "download the file yourself" in why(failing_builder(tmp_path, failure))
+    assert "download its files yourself" in why(failing_builder(tmp_path, failure))
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_network_that_is_away_is_said_before_tfds_tries_for_minutes(
+    tmp_path, monkeypatch, silent
+):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(tfds_images, "_PATIENCE_SECONDS", 0.1)
+    server = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{server.getsockname()[1]}/tiny.zip"
+    if not silent:
+        server.close()
+    begun = []
+    told = why(failing_builder(tmp_path, begun.append, urls=[(url, "tiny.zip")]))
+    server.close()
+    assert told.startswith("tfds:tiny cannot be downloaded (")
+    assert ("timed out" if silent else "Connection refused") in told
+    assert "127.0.0.1" in told
+    assert f"download its files yourself into {tmp_path}/downloads/manual" in told
+    assert not begun
+
+
+@pytest.mark.parametrize("place", ["manual/tiny.zip", "{cached}", "tiny_fails/{cached}"])
+def test_no_network_is_needed_for_files_that_are_here(tmp_path, monkeypatch, place):
+    monkeypatch.setattr("requests.head", lambda *_, **__: pytest.fail("the network was asked"))
+    cached = tfds.core.download.resource.get_dl_fname(URL, "00")
+    file = tmp_path / "downloads" / place.format(cached=cached)
+    file.parent.mkdir(parents=True)
+    file.touch()
+    begun = []
+    why(failing_builder(tmp_path, begun.append, urls=[(URL, "tiny.zip")]))
+    assert begun
 
 
 def test_tfds_takes_a_file_that_was_put_into_the_manual_folder(tmp_path):
@@ -534,7 +575,7 @@ def test_tfds_takes_a_file_that_was_put_into_the_manual_folder(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["imagenet_resized/64x64", "celeb_a"])
-@pytest.mark.usefixtures("no_tensorflow")
+@pytest.mark.usefixtures("no_tensorflow", "network")
 def test_the_real_sets_that_need_no_tensorflow_go_on_to_the_download(tmp_path, name, monkeypatch):
     def download(self, **options):
         raise tfds.download.DownloadError("the network is reached")

@@ -10,7 +10,7 @@ from scipy import ndimage
 from skimage import data
 from skimage.metrics import structural_similarity
 
-from logit_laplace_jax.evaluation import baselines, codebook, figures, metrics
+from logit_laplace_jax.evaluation import codebook, figures, metrics
 
 # --- Errors ----------------------------------------------------------------------------------
 
@@ -271,66 +271,11 @@ def test_usage_and_perplexity(counts, usage, perplexity):
     assert codebook.perplexity(np.array(counts)) == pytest.approx(perplexity, 1e-14, nan_ok=True)
 
 
-# --- Baselines -------------------------------------------------------------------------------
+# --- Pictures --------------------------------------------------------------------------------
 
 
 def images(*shape, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def test_constant_colour():
-    batch = images(2, 4, 6, 3)
-    flat = baselines.constant_colour(batch)
-    assert flat.shape == batch.shape
-    for image, mean in zip(batch, flat, strict=True):
-        expected = image.reshape(-1, 3).mean(axis=0) / 255
-        np.testing.assert_allclose(mean, np.broadcast_to(expected, image.shape), rtol=1e-14)
-
-
-def test_pooled():
-    batch = images(2, 4, 6, 3)
-    pooled = baselines.pooled(batch, 2)
-    for n in range(2):
-        for y in (0, 2):
-            for x in (0, 2, 4):
-                patch = batch[n, y : y + 2, x : x + 2]
-                expected = np.broadcast_to(patch.mean(axis=(0, 1)) / 255, patch.shape)
-                np.testing.assert_allclose(pooled[n, y : y + 2, x : x + 2], expected, rtol=1e-14)
-
-
-def test_vector_quantisation_of_few_patches_is_lossless():
-    # Two kinds of patches and two codes: nothing can be lost, whatever the order of pixels.
-    kinds = images(2, 2, 2, 3)
-    order = np.random.default_rng(1).integers(0, 2, (3, 2, 3))
-    order[0, 0, :2] = 0, 1
-    batch = np.concatenate(
-        [np.concatenate(list(kinds[row]), axis=1)[None] for rows in order for row in rows]
-    ).reshape(3, 2, 2, 6, 3)
-    batch = np.concatenate([batch[:, 0], batch[:, 1]], axis=1)
-    for seed in range(20):
-        coded = baselines.vector_quantised(batch, batch, 2, 2, seed)
-        if np.abs(coded - batch / 255).max() < 1e-6:  # float32 codes
-            break
-    else:
-        # Both starting points are of one kind half of the time: 20 times in a row, once in 10**6.
-        pytest.fail("k-means never found the two patches")
-
-
-def test_vector_quantisation_uses_no_more_codes_and_repeats_itself():
-    train, batch = images(8, 8, 8, 3), images(4, 8, 8, 3, seed=1)
-    coded = baselines.vector_quantised(batch, train, 2, 5, seed=0)
-    assert coded.shape == batch.shape
-    assert ((coded >= 0) & (coded <= 1)).all()
-    patches = coded.reshape(4, 4, 2, 4, 2, 3).transpose(0, 1, 3, 2, 4, 5).reshape(64, -1)
-    assert len(np.unique(patches, axis=0)) <= 5
-    np.testing.assert_array_equal(coded, baselines.vector_quantised(batch, train, 2, 5, seed=0))
-    more = baselines.vector_quantised(batch, train, 2, 100, seed=0)
-    assert np.mean((more - batch / 255) ** 2) < np.mean((coded - batch / 255) ** 2)
-    with pytest.raises(ValueError, match="128 training patches cannot give 129 codes"):
-        baselines.vector_quantised(batch, train, 2, 129, seed=0)
-
-
-# --- Pictures --------------------------------------------------------------------------------
 
 
 def test_to_uint8_rounds_clips_and_repeats_grey():

@@ -288,6 +288,42 @@ def test_a_damaged_config_file_is_one_line(base, tmp_path, content):
     assert snapshot(folder) == {Path("config.json"): content.encode()}
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("jax_enable_x64", True),
+        ("jax_default_matmul_precision", "bfloat16"),
+        ("jax_threefry_partitionable", False),
+        ("jax_random_seed_offset", 1),
+    ],
+)
+def test_a_run_does_not_go_on_under_other_settings_of_jax(base, copied, name, value):
+    before, here = snapshot(copied), jax.config.values[name]
+    jax.config.update(name, value)
+    try:
+        with pytest.raises(RunError, match=f"{name.upper()}: {here} there, {value} here"):
+            train(base, copied)
+    finally:
+        jax.config.update(name, here)
+    assert snapshot(copied) == before
+    (copied / "environment.json").write_text("{}")
+    with pytest.raises(RunError, match=r"environment\.json cannot be read"):
+        train(base, copied)
+
+
+@pytest.mark.parametrize("name", ["a [1]", "b*", "what?"])
+def test_a_run_below_a_name_that_is_a_file_pattern(base, unbroken, tmp_path, name):
+    folder = tmp_path / name / "run"
+    folder.parent.mkdir()
+    if name == "a [1]":
+        train(base, folder)
+    else:
+        shutil.copytree(unbroken[0], folder)
+    shutil.rmtree(folder / "checkpoints" / "6")
+    train(base, folder)
+    assert_same_bits(state_of(folder), state_of(unbroken[0]))
+
+
 def test_looking_at_what_is_no_complete_run_changes_nothing(unbroken, tmp_path):
     with pytest.raises(RunError, match="is not a run directory"):
         directory.load(tmp_path / "nowhere")

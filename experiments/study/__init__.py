@@ -1,0 +1,1 @@
+"""Studies of compare.py: small Python files with a ``STUDY``, and what they are made of."""

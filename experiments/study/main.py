@@ -1,0 +1,83 @@
+"""The study that answers the question, for two CPU cores: some eight hours in all.
+
+    python experiments/compare.py main --images DIR
+
+Hypotheses, measures and analysis: docs/study.md, written before the first final run.
+
+Floors: half a grey level at mid grey for every family, ln b >= -5 in logit units (eps 0.1) and
+>= -5.5 in units of y = 2v - 1. Without one the density objective has no optimum on pixels that are
+exactly predictable, such as the black of MNIST.
+"""
+
+from logit_laplace_jax.models.config import DVAEConfig
+from logit_laplace_jax.training.config import (
+    DataConfig,
+    EvaluationConfig,
+    LikelihoodConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+from logit_laplace_jax.training.schedules import Schedule
+from study.design import Cell, Study, Tuned
+
+_LOGIT, _LINE = -5.0, -5.5
+
+FAMILIES = (
+    Cell("logit_laplace", LikelihoodConfig("logit_laplace", min_log_scale=_LOGIT)),
+    Cell("logit_normal", LikelihoodConfig("logit_normal", min_log_scale=_LOGIT)),
+    Cell("laplace", LikelihoodConfig("laplace", min_log_scale=_LINE)),
+    Cell("normal", LikelihoodConfig("normal", min_log_scale=_LINE)),
+    Cell("logistic", LikelihoodConfig("logistic", min_log_scale=_LINE)),
+    Cell("truncated_laplace", LikelihoodConfig("truncated_laplace", min_log_scale=_LINE)),
+    Cell("truncated_normal", LikelihoodConfig("truncated_normal", min_log_scale=_LINE)),
+    Cell("continuous_bernoulli", LikelihoodConfig("continuous_bernoulli")),
+    Cell(
+        "logistic_mixture", LikelihoodConfig("logistic_mixture", min_log_scale=_LINE, components=5)
+    ),
+    Cell("categorical", LikelihoodConfig("categorical")),
+)
+
+
+def _variant(name: str, **options: object) -> Cell:
+    """Logit-Laplace with one thing changed, at logit-Laplace's own tuning."""
+    beta = float(options.pop("beta_factor", 1.0))  # type: ignore[arg-type]
+    likelihood = LikelihoodConfig(**{"min_log_scale": _LOGIT, **options})  # type: ignore[arg-type]
+    return Cell(name, likelihood, "logit_laplace", ("cifar10", "openmoji"), 3, beta)
+
+
+ABLATIONS = (
+    _variant("scale_per_channel", scale="per_channel"),
+    _variant("scale_shared", scale="shared"),
+    _variant("scale_optimal", scale="optimal"),
+    *(_variant(f"scale_{b:g}", scale="fixed", fixed_scale=b) for b in (0.03, 0.1, 0.3, 1.0)),
+    _variant("eps_0.01", eps=0.01),
+    _variant("eps_0.2", eps=0.2),
+    _variant("no_floor", min_log_scale=None),
+    _variant("objective_mass", objective="mass"),
+    _variant("beta_x0.25", beta_factor=0.25),
+    _variant("beta_x4", beta_factor=4.0),
+)
+
+STUDY = Study(
+    base=TrainConfig(
+        run_dir="",
+        steps=2_000,
+        batch_size=16,
+        parallel="single",
+        checkpoint_every=500,
+        keep_checkpoints=1,
+        log_every=50,
+        data=DataConfig(min_crop=0.15, threads=1),
+        evaluation=EvaluationConfig(every=0, images=64),
+        init="data",
+        beta=Schedule(3.0, 1.0),
+        temperature=Schedule(1.0, 1.0 / 16.0),
+        optimizer=OptimizerConfig(ema_decay=0.995),
+        model=DVAEConfig(group_count=3, n_hid=16, n_blk_per_group=1, vocab_size=256, n_init=32),
+    ),
+    data=("cifar10", "openmoji", "mnist", "bsds500"),
+    cells=FAMILIES + ABLATIONS,
+    grid=tuple(Tuned(rate, beta) for rate in (1e-3, 3e-3) for beta in (0.5, 2.0)),
+    seeds=5,
+    held_out=512,
+)
