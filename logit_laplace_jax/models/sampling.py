@@ -57,7 +57,7 @@ def kept_codes(
     return keep
 
 
-@functools.partial(jax.jit, static_argnames=("config", "num", "top_k"))
+@functools.partial(jax.jit, static_argnames=("config", "num", "top_k", "cached"))
 def _sample(
     config: PriorConfig,
     params: Any,
@@ -69,6 +69,7 @@ def _sample(
     top_p: jax.Array | None,
     known: jax.Array,
     start: jax.Array,
+    cached: bool,
 ) -> jax.Array:
     indices = start + jnp.arange(num)
     given = known.shape[1]
@@ -80,10 +81,15 @@ def _sample(
         previous, cache = carry
         position, fixed = at
         variables = {"params": params}
-        result: Any = Prior(config).apply(
-            variables, previous, position, cache, labels, method="step"
-        )
-        logits, cache = result
+        result: Any
+        if cached:
+            result = Prior(config).apply(
+                variables, previous, position, cache, labels, method="step"
+            )
+            logits, cache = result
+        else:  # the tokens until now, in place of their keys and values
+            result = Prior(config).apply(variables, cache, labels)
+            logits = lax.dynamic_index_in_dim(result, position, axis=1, keepdims=False)
         noise = gumbel_noise(jax.random.fold_in(key, position), indices, (config.vocab_size,))
         keep = kept_codes(logits, temperature, top_k, top_p)
         # The argmax of logits / temperature + noise, with no division: at 0 the likeliest code.
@@ -91,9 +97,12 @@ def _sample(
         # -1 is no code: NaN parameters or a wrong label or known token must not look like a draw.
         drawn = jnp.where(jnp.isnan(logits).any(axis=-1), -1, drawn)
         tokens = jnp.where(position < given, fixed, drawn.astype(jnp.int32))
+        if not cached:
+            cache = lax.dynamic_update_slice_in_dim(cache, tokens[:, None], position, axis=1)
         return (tokens, cache), tokens
 
-    carry = jnp.zeros(num, jnp.int32), empty_cache(config, num)
+    cache = empty_cache(config, num) if cached else jnp.zeros((num, config.length), jnp.int32)
+    carry = jnp.zeros(num, jnp.int32), cache
     return lax.scan(draw, carry, (jnp.arange(config.length), padded))[1].T
 
 
@@ -108,6 +117,7 @@ def sample(
     top_p: float | None = None,
     known: jax.Array | None = None,
     start: int = 0,
+    cached: bool = True,
 ) -> jax.Array:
     """Draws tokens from the prior, or completes given first tokens.
 
@@ -125,6 +135,7 @@ def sample(
       top_p: draw among the fewest codes that together have this probability, in (0, 1].
       known: int [num, n], the first n tokens in raster order; None: none.
       start: index of the first sample; a batch that follows n samples has ``start=n``.
+      cached: keep the keys and values of earlier positions; else every position takes a full pass.
 
     Returns:
       int32 [num, height width]; -1 where the logits are NaN, as after a label outside [0, classes)
@@ -168,4 +179,5 @@ def sample(
         None if top_p is None else jnp.float32(top_p),
         known.astype(jnp.int32),
         jnp.int32(start),
+        cached,
     )
