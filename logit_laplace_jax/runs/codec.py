@@ -268,7 +268,8 @@ class Codec:
         stats = _decode(self._params, tokens, self.config)
         likelihood = self._likelihood
         if log_scale is not None:
-            likelihood, stats = optimal_scale.at_log_scale(likelihood, stats, jnp.asarray(log_scale))
+            scale = jnp.asarray(log_scale)
+            likelihood, stats = optimal_scale.at_log_scale(likelihood, stats, scale)
         channels = self.config.model.channels
         inside = np.zeros((len(tiles), *tiles[0].padded), bool)
         for row, tile in enumerate(tiles):

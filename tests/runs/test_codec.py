@@ -26,7 +26,9 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 @functools.cache
 def codec(name="logit_laplace", prior=False, classes=(), **options):
     """A codec of a random model; trained ones are no different to it."""
-    likelihood = LikelihoodConfig(name, **{"components": 2, **options} if "mix" in name else options)
+    likelihood = LikelihoodConfig(
+        name, **{"components": 2, **options} if "mix" in name else options
+    )
     config = tiny.config(likelihood=likelihood, parallel="single").resolved()
     if prior:
         sizes = PriorConfig(features=8, layers=1, heads=2)
@@ -56,9 +58,9 @@ def assert_the_same(found, images):
         assert one.label == other.label
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
-    shapes=st.lists(st.tuples(st.integers(1, 19), st.integers(1, 19)), max_size=3),
+    shapes=st.lists(st.sampled_from([(8, 8), (1, 1), (5, 19)]), max_size=3),
     prior=st.booleans(),
     flat=st.booleans(),
     seed=st.integers(0, 99),
