@@ -280,10 +280,12 @@ class Codec:
         for start in range(0, len(maps), _PIXELS):
             part = slice(start, min(start + _PIXELS, len(maps)))
             number = part.stop - part.start
-            filled = np.zeros((_PIXELS, maps.shape[1]), maps.dtype)
+            # A power of two, so that few shapes are compiled.
+            rows = max(256, 2 ** math.ceil(math.log2(number)))
+            filled = np.zeros((rows, maps.shape[1]), maps.dtype)
             filled[:number] = maps[part]
             # Channel by channel: some families predict green from red, and blue from both.
-            known = np.zeros((_PIXELS, channels), np.uint8)
+            known = np.zeros((rows, channels), np.uint8)
             for channel in range(channels):
                 log_masses = _log_masses(filled, known, channel, likelihood)[:number]
                 values = None if given is None else given[part, channel].astype(np.int32)
