@@ -39,6 +39,8 @@ class Options:
     """At most so many crops, or images with --whole; default: the run's --evaluation.images."""
     checkpoint: str = "latest"
     """latest, best (fewest held-out bits/dim while training), or a number of updates."""
+    prior: Path | None = None
+    """Run directory of a prior over the run's tokens, which then prices the codes too."""
     batch_size: int | None = None
     """Images at a time, over all devices; default: the run's; with --whole one
     per device."""
@@ -70,6 +72,8 @@ def main(args: list[str]) -> None:
     for name in ("limit", "batch_size"):
         if (getattr(options, name) or 1) < 1:
             fail(f"--{name.replace('_', '-')} must be 1 or more")
+    if options.prior is not None and len(options.run_dirs) > 1:
+        fail("--prior belongs to one run: name a single run directory")
     results = {}
     for folder in options.run_dirs:
         started = time.perf_counter()
@@ -83,6 +87,7 @@ def main(args: list[str]) -> None:
                 limit=options.limit,
                 batch_size=options.batch_size,
                 checkpoint=options.checkpoint,
+                prior=options.prior,
             )
         seconds = time.perf_counter() - started
         results[str(folder)] = values

@@ -12,7 +12,8 @@ from typing import Annotated
 
 sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
 
-from _cli import fail, one_line_errors, parse, quiet, run_script, say, say_error
+from _cli import fail, parse, run_script, say
+from _start import differing, start
 
 DESCRIPTION = """Trains a dVAE: python experiments/train.py [PRESET] [--options].
 
@@ -67,55 +68,14 @@ def main(args: list[str]) -> None:
         ),
     )
     config, launch = command.config, command.launch
-    quiet()
-    if launch.simulate is not None:
-        simulate(launch.simulate)
-    from logit_laplace_jax.data.errors import DataError
-    from logit_laplace_jax.runs import compiled_programs, errors, preflight, processes
+    changed = differing(flat(config), flat(load(preset)))
 
-    compiled_programs.keep()
-    with one_line_errors(ValueError):
-        if launch.distributed:
-            processes.initialize(launch.coordinator, launch.num_processes, launch.process_id)
-    main_process = processes.is_main()
-    if main_process:
-        usual = flat(load(preset))
-        changed = [f"{k} {v}" for k, v in flat(config).items() if v != usual[k]]
-        say(f"train.py  {', '.join((preset, *changed))}")
-    if launch.dry_run:
-        with one_line_errors(ValueError):
-            preflight.dry_run(config, launch.simulate is not None, say)
-        return
+    def finish(run):
+        from logit_laplace_jax.runs import report
 
-    from logit_laplace_jax.runs import loop, report
+        report.finish(run, say)
 
-    try:
-        run = loop.train(config, launch=launch, say=say)
-        if main_process:
-            with errors.clear_errors(run.folder, ""):
-                report.finish(run, say)
-        return
-    except (errors.NonFiniteLoss, errors.OutOfMemory, errors.LostProcess) as error:
-        status, message = 1, str(error)
-    except (errors.CheckpointError, DataError, ValueError) as error:
-        status, message = 2, str(error)
-    except errors.Stopped as stop:
-        if main_process:
-            say(str(stop))
-        sys.exit(128 + stop.signal_number)
-    if launch.distributed:
-        # Not by way of Python's exit, where JAX would wait for processes that may be gone.
-        say_error(message)
-        processes.leave(status)
-    fail(message, status)
-
-
-def simulate(devices: int) -> None:
-    """Makes JAX, which must not have looked for devices yet, see so many on the CPU."""
-    import jax
-
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", devices)
+    start(config, launch, ", ".join((preset, *changed)), finish)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,10 @@ class SplitFiles:
         """The path relative to the data set's folder, with `/`, in a form that can be printed."""
         return self._prefix + printable(self._files[index])
 
+    def label(self, index: int) -> str:
+        """The name of the folder that the file lies in; empty in the split's own folder."""
+        return printable(os.path.basename(os.path.dirname(self._files[index])))
+
     def path(self, index: int) -> Path:
         """The file."""
         return Path(self._root, self._files[index])

@@ -27,7 +27,7 @@ import hashlib
 import os
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,8 @@ except ImportError as error:
     raise missing_package("grain") from error
 
 Batch = dict[str, np.ndarray]
+_Row = tuple[np.ndarray, int]
+"""A crop and its label."""
 
 _PREFETCHED = 4
 """So many batches, or single images in evaluation, are decoded ahead at least."""
@@ -131,6 +133,8 @@ def train_batches(
     min_crop: float = 1.0,
     turn: bool = False,
     colour: float = 0.0,
+    augment: bool = True,
+    classes: Sequence[str] | None = None,
     data_dir: str | None = None,
     shard_index: int = 0,
     shard_count: int = 1,
@@ -147,6 +151,8 @@ def train_batches(
         min_crop: smallest crop, as a share of the short side (see `augment.train_crop`).
         turn: turn crops by random multiples of 90 degrees.
         colour: strength of random changes of colour, in [0, 1] (see `augment.change_colours`).
+        augment: False cuts the centre square of every image, as evaluation does.
+        classes: names of classes; the batches then have labels, which are places in this list.
         data_dir: where TFDS keeps its data sets.
         shard_index: which part of every batch is wanted, 0 … shard_count − 1.
         shard_count: into how many equal parts batches are cut; divides `batch_size`.
@@ -154,7 +160,8 @@ def train_batches(
             core (see `default_threads`). It changes no pixel.
 
     Returns:
-        Iterator of {"pixels": uint8 [B / shard_count, S, S, C]}.
+        Iterator of {"pixels": uint8 [B / shard_count, S, S, C]}, with classes also
+        "labels": int32 [B / shard_count].
 
     Raises:
         DataError: a wrong option, a source that cannot be opened, or, when iterating, no usable
@@ -179,13 +186,18 @@ def train_batches(
         raise DataError(f"seed must be at least 0, not {seed}")
     source = _open(spec, "train", data_dir, channels)
     skipped = Skipped(source, len(source))
+    label = _labeller(source, classes)
 
-    def crop(index: int, rng: np.random.Generator) -> np.ndarray:
+    def crop(index: int, rng: np.random.Generator) -> _Row:
         for candidate in _candidates(index, len(source), rng):
             if candidate in skipped:
                 continue
             try:
-                return augmented(source[candidate], image_size, rng)
+                image = source[candidate]
+                pixels = (
+                    augmented(image, image_size, rng) if augment else eval_crop(image, image_size)
+                )
+                return pixels, label(candidate)
             except (UnreadableImage, TooSmallImage) as error:
                 skipped.add(candidate, error)
         skipped.check()
@@ -199,7 +211,7 @@ def train_batches(
         .map_with_index(_EpochOrder(len(source), shuffle_seed))
         .random_map(crop, seed=crop_seed)
         # Parts of one batch are consecutive here, so every shard takes each shard_count-th one.
-        .batch(part, drop_remainder=True, batch_fn=lambda crops: {"pixels": np.stack(crops)})
+        .batch(part, drop_remainder=True, batch_fn=lambda rows: _stacked(rows, classes))
     )
     if shard_count > 1:
         stream = stream[shard_index::shard_count]
@@ -207,6 +219,8 @@ def train_batches(
     options: tuple[Any, ...] = (image_size, batch_size, seed, min_crop)
     if turn or colour:  # left out at their defaults: places saved before they existed stay valid
         options += (turn, colour)
+    if not augment or classes is not None:
+        options += (augment, tuple(classes or ()))
     return TrainBatches(
         source,
         skipped,
@@ -228,6 +242,7 @@ class EvalBatches:
         batch_size: int,
         rows: slice,
         limit: int | None,
+        labelled: bool,
     ):
         self.source = source
         self._stream = stream
@@ -236,6 +251,7 @@ class EvalBatches:
         self._batch_size = batch_size
         self._rows = rows
         self._limit = limit
+        self._labelled = labelled
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -243,7 +259,7 @@ class EvalBatches:
         return self._skipped.as_dict()
 
     def __iter__(self) -> Iterator[Batch]:
-        waiting: list[np.ndarray | None] = []
+        waiting: list[_Row | None] = []
         left = sys.maxsize if self._limit is None else self._limit
         iterator = iter(self._stream)
         try:
@@ -261,8 +277,12 @@ class EvalBatches:
         if waiting:
             yield self._batch(waiting + [None] * (self._batch_size - len(waiting)))
 
-    def _batch(self, rows: list[np.ndarray | None]) -> Batch:
-        return _masked(rows[self._rows], self._row_shape)
+    def _batch(self, rows: list[_Row | None]) -> Batch:
+        rows = rows[self._rows]
+        batch = _masked([row and row[0] for row in rows], self._row_shape)
+        if self._labelled:
+            batch["labels"] = np.array([row[1] if row else 0 for row in rows], np.int32)
+        return batch
 
 
 def eval_batches(
@@ -275,6 +295,7 @@ def eval_batches(
     limit: int | None = None,
     resize: float | None = None,
     split: Split = "validation",
+    classes: Sequence[str] | None = None,
     shard_index: int = 0,
     shard_count: int = 1,
     threads: int | None = None,
@@ -297,6 +318,7 @@ def eval_batches(
         resize: None takes one centre crop of each image (`augment.eval_crop`); a number takes
             all tiles of each image at that size (`augment.grid_crops`).
         split: `validation` or `train`; not used with an open source.
+        classes: names of classes; the batches then have "labels", int32 [R].
         shard_index: which part of every batch is wanted, 0 … shard_count − 1.
         shard_count: into how many equal parts batches are cut; divides `batch_size`.
         threads: number of decoding threads; 0 decodes when a batch is asked for, None takes one a
@@ -332,13 +354,14 @@ def eval_batches(
     source = _open(spec, split, data_dir, channels)
     row_shape = (image_size, image_size, channels)
     own = slice(shard_index * part, (shard_index + 1) * part)
+    label = _labeller(source, classes)
 
     if resize is not None:
         skipped = Skipped(source, len(source))
 
-        def tiles(index: int) -> list[np.ndarray]:
+        def tiles(index: int) -> list[_Row]:
             try:
-                return grid_crops(source[index], image_size, resize)
+                return [(c, label(index)) for c in grid_crops(source[index], image_size, resize)]
             except (UnreadableImage, TooSmallImage) as error:
                 skipped.add(index, error)
                 return []
@@ -352,17 +375,18 @@ def eval_batches(
             batch_size=batch_size,
             rows=own,
             limit=limit,
+            labelled=classes is not None,
         )
 
     count = len(source) if limit is None else min(limit, len(source))
     skipped = Skipped(source, count if shard_count == 1 else None)
 
-    def crop(row: int) -> list[np.ndarray | None]:
+    def crop(row: int) -> list[_Row | None]:
         index = row // part * batch_size + own.start + row % part
         if index >= count:
             return [None]
         try:
-            return [eval_crop(source[index], image_size)]
+            return [(eval_crop(source[index], image_size), label(index))]
         except (UnreadableImage, TooSmallImage) as error:
             skipped.add(index, error)
             return [None]
@@ -378,6 +402,7 @@ def eval_batches(
         batch_size=part,
         rows=slice(None),
         limit=None,
+        labelled=classes is not None,
     )
 
 
@@ -618,6 +643,30 @@ def _fingerprint(source: Source, options: tuple[Any, ...]) -> str:
     for index in range(len(source)):
         digest.update(f"{source.name(index)}\0".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
+
+
+def _labeller(source: Source, classes: Sequence[str] | None) -> Callable[[int], int]:
+    """The label of an image by its number: 0 without classes."""
+    if classes is None:
+        return lambda index: 0
+    places = {name: place for place, name in enumerate(classes)}
+
+    def label(index: int) -> int:
+        name = source.label(index)
+        if name not in places:
+            raise DataError(
+                f"{source.name(index)} is of the class {name!r}, which no training image has"
+            )
+        return places[name]
+
+    return label
+
+
+def _stacked(rows: Sequence[_Row], classes: Sequence[str] | None) -> Batch:
+    batch = {"pixels": np.stack([pixels for pixels, _ in rows])}
+    if classes is not None:
+        batch["labels"] = np.array([label for _, label in rows], np.int32)
+    return batch
 
 
 def _masked(rows: Sequence[np.ndarray | None], shape: tuple[int, ...]) -> Batch:

@@ -54,6 +54,8 @@ class Source:
         count: how many images there are, readable or not.
         channels: 3 for RGB, 1 for grey.
         cache_mib: bound of the decoded images kept in memory, in MiB; 0 keeps none.
+        label: gives the name of image i's class; None: there are no classes.
+        classes: the names of all classes in order; None: those that occur, sorted.
 
     Example:
         >>> white = np.full((2, 2), 255, np.uint8)
@@ -72,6 +74,8 @@ class Source:
         count: int,
         channels: int = 3,
         cache_mib: float = 512,
+        label: Callable[[int], str] | None = None,
+        classes: Sequence[str] | None = None,
     ):
         if channels not in (1, 3):
             raise DataError(f"channels must be 1 (grey) or 3 (RGB), not {channels!r}")
@@ -84,6 +88,8 @@ class Source:
         self._name = name
         self._count = count
         self._cache = ImageCache(int(cache_mib * 2**20))
+        self._label = label
+        self._classes = classes
 
     def __len__(self) -> int:
         return self._count
@@ -112,6 +118,29 @@ class Source:
     def name(self, index: int) -> str:
         """The name of image `index`: its relative path, or its place in the data set."""
         return self._name(self._check(index))
+
+    def label(self, index: int) -> str:
+        """The name of the class of image `index`.
+
+        Raises:
+            DataError: the source has no classes.
+        """
+        if self._label is None:
+            raise DataError(f"{self.spec} has no classes: give images in one folder per class")
+        return self._label(self._check(index))
+
+    def classes(self) -> tuple[str, ...]:
+        """The names of all classes.
+
+        Raises:
+            DataError: there are no classes, or only one.
+        """
+        names = self._classes
+        if names is None:
+            names = sorted({self.label(index) for index in range(self._count)})
+        if len(names) < 2:
+            raise DataError(f"{self.spec} has a single class: give images in one folder per class")
+        return tuple(names)
 
     def _check(self, index: int) -> int:
         index = operator.index(index)
@@ -157,6 +186,8 @@ def open_source(
         raise DataError(f"unknown split {split!r}: give train or validation")
     read: Read
     name: Callable[[int], str]
+    class_of: Callable[[int], str] | None = None
+    classes: Sequence[str] | None = None
     label = spec if isinstance(spec, str) else type(spec).__name__
     kind, colon, rest = label.partition(":")
     if not isinstance(spec, str):
@@ -175,10 +206,13 @@ def open_source(
 
         files = folder.list_split(rest, split)
         read, name, count = files.path, files.name, len(files)
+        class_of = files.label
     elif kind == "tfds" and colon:
         from logit_laplace_jax.data import tfds_images
 
-        read, name, count = tfds_images.read_split(tfds_images.prepare(rest, data_dir), split)
+        builder = tfds_images.prepare(rest, data_dir)
+        read, name, count = tfds_images.read_split(builder, split)
+        class_of, classes = tfds_images.read_labels(builder, split)
     else:
         raise DataError(f"unknown data source {spec!r}: give {_FORMS}")
     return Source(
@@ -189,4 +223,6 @@ def open_source(
         count=count,
         channels=channels,
         cache_mib=cache_mib,
+        label=class_of,
+        classes=classes,
     )

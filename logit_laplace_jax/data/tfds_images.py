@@ -77,6 +77,42 @@ def read_split(builder: Any, split: str, name_features: Sequence[str] = ()) -> R
         DataError: no such split, no images, or a file format that needs TensorFlow.
     """
     _image_feature(builder)
+    records, chosen, start, stop = _records(builder, split)
+    return _reader(
+        builder, records, f"{builder.info.full_name}/{chosen}", start, stop, name_features
+    )
+
+
+def read_labels(
+    builder: Any, split: str
+) -> tuple[Callable[[int], str] | None, Sequence[str] | None]:
+    """The classes of one split of a prepared data set, where it has a feature `label`.
+
+    Args:
+      builder: a prepared TFDS builder.
+      split: as for `read_split`.
+
+    Returns:
+      label(i), the name of image i's class, and the names of all classes; None and None where
+      there are no classes.
+    """
+    feature = builder.info.features.get("label")
+    if not isinstance(feature, tfds.features.ClassLabel):
+        return None, None
+    features = tfds.features.FeaturesDict({"label": feature})
+    records, _, start, _ = _records(builder, split)
+
+    def label(i: int) -> str:
+        name: str = feature.int2str(
+            int(features.deserialize_example_np(records[start + i])["label"])
+        )
+        return name
+
+    return label, list(feature.names)
+
+
+def _records(builder: Any, split: str) -> tuple[Any, str, int, int]:
+    """The raw records, the name of TFDS's split, and the part of it that belongs to `split`."""
     label = builder.info.full_name
     available = builder.info.splits
     if "train" not in available:
@@ -104,7 +140,7 @@ def read_split(builder: Any, split: str, name_features: Sequence[str] = ()) -> R
         start, stop = (boundary, stop) if split == "validation" else (0, boundary)
     if stop <= start:
         raise DataError(f"tfds:{label} has no image left for the split {split}")
-    return _reader(builder, records, f"{label}/{chosen}", start, stop, name_features)
+    return records, chosen, start, stop
 
 
 def _reader(

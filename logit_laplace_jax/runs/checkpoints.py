@@ -31,11 +31,6 @@ _DAMAGED = ".damaged"
 """What is added to the name of a checkpoint's folder when it proves unreadable."""
 
 
-def _measure(metrics: Any) -> float:
-    """What makes a checkpoint the best: held-out bits/dim in all, the fewer the better."""
-    return float(metrics["bpd_hard"])
-
-
 def _arrays(state: TrainState) -> dict[str, Any]:
     arrays = {
         "step": state.step,
@@ -45,6 +40,8 @@ def _arrays(state: TrainState) -> dict[str, Any]:
     }
     if state.loss_scale is not None:
         arrays["loss_scale"] = state.loss_scale._asdict()
+    if state.frozen is not None:
+        arrays["frozen"] = state.frozen
     return arrays
 
 
@@ -63,24 +60,28 @@ class Checkpoints:
       folder: where they stand.
       keep: how many of the latest checkpoints stay, beside the best; None: all.
       create: make the folder if it does not exist.
+      measure: name of the measure that makes a checkpoint the best, the less the better.
 
     Raises:
       CheckpointError: the folder does not exist and is not to be made.
     """
 
-    def __init__(self, folder: Path, keep: int | None = None, create: bool = True):
+    def __init__(
+        self, folder: Path, keep: int | None = None, create: bool = True, measure: str = "bpd_hard"
+    ):
         if not create and not folder.is_dir():
             raise CheckpointError(f"no complete checkpoint yet: {folder} does not exist")
         self.folder = folder.resolve()
+        self._measure_name = measure
         self._damaged = self._without_measures(create)
         best = BestN(
-            get_metric_fn=_measure, reverse=True, n=1, keep_checkpoints_without_metrics=False
+            get_metric_fn=self._measure, reverse=True, n=1, keep_checkpoints_without_metrics=False
         )
         self._names = contextlib.ExitStack()
         self._manager = ocp.CheckpointManager(
             self._names.enter_context(_without_patterns(self.folder, create)),
             options=ocp.CheckpointManagerOptions(
-                best_fn=_measure,
+                best_fn=self._measure,
                 best_mode="min",
                 preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
                 create=create,
@@ -139,15 +140,18 @@ class Checkpoints:
 
     @property
     def best(self) -> int | None:
-        """Step of the evaluated checkpoint with the fewest held-out bits/dim; None without one."""
+        """Step of the evaluated checkpoint with the fewest held-out bits; None without one."""
         best = self._manager.best_step()
         return None if best is None or self._manager.metrics(best) is None else int(best)
 
     def is_better(self, measures: dict[str, float]) -> bool:
         """Whether an evaluation beats those of all checkpoints that are kept."""
         best = self.best
-        found = math.inf if best is None else _measure(self._manager.metrics(best))
-        return _measure(measures) < found
+        found = math.inf if best is None else self._measure(self._manager.metrics(best))
+        return self._measure(measures) < found
+
+    def _measure(self, metrics: Any) -> float:
+        return float(metrics[self._measure_name])
 
     def save(
         self,
@@ -173,7 +177,7 @@ class Checkpoints:
             # Elsewhere Orbax copies to the host before it returns; here the host's memory is the
             # device's, and the next step would write into what is being saved.
             arrays = jax.tree.map(jnp.copy, arrays)
-        kept = None if measures is None else {"bpd_hard": _measure(measures)}
+        kept = None if measures is None else {self._measure_name: self._measure(measures)}
         self._guarded(
             lambda: self._manager.save(
                 step,

@@ -13,7 +13,7 @@ import jax
 from logit_laplace_jax.runs.checkpoints import Checkpoints
 from logit_laplace_jax.runs.errors import RunError
 from logit_laplace_jax.training import config as configs
-from logit_laplace_jax.training.config import TrainConfig
+from logit_laplace_jax.training.config import PriorTrainConfig, RunConfig, TrainConfig
 from logit_laplace_jax.training.state import TrainState, create_state
 
 _CONFIG = "config.json"
@@ -35,7 +35,7 @@ def write_whole(path: Path, text: str) -> None:
     os.replace(part, path)
 
 
-def check(folder: Path, config: TrainConfig) -> None:
+def check(folder: Path, config: RunConfig) -> None:
     """Refuses a folder that holds another run, or something else.
 
     Raises:
@@ -58,7 +58,7 @@ def check(folder: Path, config: TrainConfig) -> None:
         raise RunError(f"{folder} is not empty and holds no run; choose another --run-dir")
 
 
-def write_config(folder: Path, config: TrainConfig) -> None:
+def write_config(folder: Path, config: RunConfig) -> None:
     """Writes config.json, which marks the folder as a run's, and JAX's settings beside it."""
     write_whole(folder / _CONFIG, json.dumps(configs.to_dict(config), indent=2) + "\n")
     if not (folder / _ENVIRONMENT).exists():
@@ -89,7 +89,7 @@ def _check_environment(folder: Path) -> None:
         )
 
 
-def read_config(folder: Path) -> TrainConfig:
+def read_config(folder: Path) -> TrainConfig | PriorTrainConfig:
     """The configuration of a run directory.
 
     Raises:
@@ -135,7 +135,7 @@ def has_checkpoint(folder: Path) -> bool:
     return checkpoints.is_dir() and any(p.name.isdecimal() for p in checkpoints.iterdir())
 
 
-def keys(config: TrainConfig) -> tuple[jax.Array, jax.Array, jax.Array]:
+def keys(config: RunConfig) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Random keys of the initial parameters, of training and of evaluation."""
     # Named, so that JAX_DEFAULT_PRNG_IMPL changes nothing of a run.
     key = jax.random.key(config.seed, impl="threefry2x32")
@@ -143,12 +143,13 @@ def keys(config: TrainConfig) -> tuple[jax.Array, jax.Array, jax.Array]:
     return init, train, evaluation
 
 
-def load(folder: str | Path, checkpoint: str = "latest") -> TrainState:
+def load(folder: str | Path, checkpoint: str = "latest", kind: str = "dVAE") -> TrainState:
     """The state of one of a run's checkpoints, on one device.
 
     Args:
       folder: the run directory.
-      checkpoint: latest, best (fewest held-out bits/dim), or the number of updates.
+      checkpoint: latest, best (fewest held-out bits), or the number of updates.
+      kind: dVAE or prior: what the run has to be of.
 
     Returns:
       The state; its ``config`` is the run's, its ``ema_params`` are what evaluation uses.
@@ -167,8 +168,12 @@ def load(folder: str | Path, checkpoint: str = "latest") -> TrainState:
     if checkpoint not in ("latest", "best") and not checkpoint.isdecimal():
         raise RunError(f"checkpoint must be latest, best or a number, got {checkpoint!r}")
     config = read_config(folder).resolved()
+    found = "prior" if isinstance(config, PriorTrainConfig) else "dVAE"
+    if found != kind:
+        raise RunError(f"{folder} is the run of a {found}: name that of a {kind}")
     shapes = jax.eval_shape(lambda key: create_state(config, key), jax.random.key(0))
-    with Checkpoints(folder / "checkpoints", create=False) as checkpoints:
+    measure = "bpd_hard" if kind == "dVAE" else "bits_per_token"
+    with Checkpoints(folder / "checkpoints", create=False, measure=measure) as checkpoints:
         step = int(checkpoint) if checkpoint.isdecimal() else None
         if checkpoint == "best":
             step = checkpoints.best

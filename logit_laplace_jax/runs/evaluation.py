@@ -5,6 +5,7 @@ distortion of three reconstructions (median, mean and a draw), code length and d
 and away from them, and the calibration of the predicted distributions.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,11 +17,12 @@ import numpy as np
 from jax import Array
 
 from logit_laplace_jax.data import pipeline
-from logit_laplace_jax.evaluation import calibration, codebook, edges, metrics
+from logit_laplace_jax.evaluation import baselines, calibration, codebook, edges, metrics
 from logit_laplace_jax.likelihoods import Likelihood
 from logit_laplace_jax.runs import directory
+from logit_laplace_jax.runs.errors import RunError
 from logit_laplace_jax.runs.streams import held_out, images_of
-from logit_laplace_jax.training import devices
+from logit_laplace_jax.training import devices, prior_step
 from logit_laplace_jax.training.config import TrainConfig
 from logit_laplace_jax.training.evaluation import (
     Evaluator,
@@ -176,6 +178,7 @@ def evaluate_run(
     limit: int | None = None,
     batch_size: int | None = None,
     checkpoint: str = "latest",
+    prior: str | Path | None = None,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Evaluates a checkpoint of a run in full.
 
@@ -190,6 +193,7 @@ def evaluate_run(
       limit: at most so many crops (images, if whole); None: the run's own limit.
       batch_size: images at a time, over all devices; None: the run's; 1 for whole images.
       checkpoint: latest, best or a number of updates (see :func:`directory.load`).
+      prior: run directory of a prior over the run's tokens; crops only.
 
     Returns:
       The numbers (:func:`measures`, with ``step``, ``likelihood`` and ``data``), and pictures of
@@ -201,6 +205,8 @@ def evaluate_run(
     """
     if edge_maps is not None and not whole:
         raise ValueError("boundary maps belong to whole images: give --whole with --edges")
+    if prior is not None and whole:
+        raise ValueError("a prior scores crops of the run's own size: leave out --whole")
     if resize is not None and not whole:
         raise ValueError("crops are cut at the run's own size: give --whole with --resize")
     if edge_maps is not None and resize not in (None, 1.0):
@@ -234,7 +240,41 @@ def evaluate_run(
         "likelihood": config.likelihood.name,
         "data": source if isinstance(source, str) else type(source).__name__,
     }
+    if prior is not None:
+        result |= _under_prior(Path(prior), state, source, layout, size, limit)
+        result["bpd_prior"] = result["bpd_hard_pixels"] + result["bpd_prior_codes"]
+        result["bpd_uniform"] = result["bpd_hard"]
+        result |= baselines.lossless(row for b in batches for row in b["pixels"][b["mask"] > 0])
     return head | result, _pictures(state, batches, key, result)
+
+
+def _under_prior(
+    folder: Path,
+    dvae: TrainState,
+    source: Any,
+    layout: devices.Layout,
+    batch_size: int,
+    limit: int | None,
+) -> dict[str, Any]:
+    """The code lengths of the same crops' tokens under a prior.
+
+    Raises:
+      RunError: it is the prior of another model.
+    """
+    state = directory.load(folder, kind="prior")
+    one, other = jax.tree.leaves(state.frozen), jax.tree.leaves(dvae.ema_params)
+    if len(one) != len(other) or not all(map(np.array_equal, one, other)):
+        raise RunError(
+            f"{folder} is a prior over the tokens of another model, or of another checkpoint: "
+            f"of {state.config.run}, --checkpoint {state.config.checkpoint}"
+        )
+    own = dvae.config
+    config = dataclasses.replace(state.config, data=own.data, evaluation=own.evaluation)
+    state = state.replace(config=config)
+    batches = held_out(config, source, batch_size=batch_size, limit=limit)
+    evaluator = Evaluator(layout, config, prior_step.eval_step, prior_step.summary)
+    result = evaluator(layout.replicate(state), batches, directory.keys(config)[2])
+    return {"prior_step": int(state.step)} | {k: v for k, v in result.items() if k != "images"}
 
 
 def _pictures(

@@ -11,39 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import checkify
 
-from logit_laplace_jax import pixel_map
 from logit_laplace_jax.data import pipeline
 from logit_laplace_jax.evaluation import figures
-from logit_laplace_jax.models.data_init import normalise_encoder
-from logit_laplace_jax.runs import directory, preflight, processes
+from logit_laplace_jax.runs import directory, preflight, processes, tasks
 from logit_laplace_jax.runs.checkpoints import Checkpoints
 from logit_laplace_jax.runs.errors import NonFiniteLoss, Stopped, clear_errors
 from logit_laplace_jax.runs.launch import Launch
 from logit_laplace_jax.runs.metrics import MetricLog, Silence, Writer
-from logit_laplace_jax.runs.streams import (
-    held_out,
-    images_of,
-    stack_crops,
-    train_stream,
-    training_crops,
-)
-from logit_laplace_jax.runs.warm_start import started_from
+from logit_laplace_jax.runs.streams import held_out, images_of, stack_crops, train_stream
 from logit_laplace_jax.training import config as configs
 from logit_laplace_jax.training import devices
-from logit_laplace_jax.training.config import TrainConfig
-from logit_laplace_jax.training.evaluation import Evaluator, reconstruct
+from logit_laplace_jax.training.config import Config
 from logit_laplace_jax.training.state import TrainState, create_state, parameter_count
-from logit_laplace_jax.training.step import train_step
-
-_SHEET = 12
-"""Crops on a sheet of reconstructions."""
-
-_INIT_CROPS = 256
-"""Crops that a data-dependent initialisation looks at."""
 
 _PROFILED = range(3, 8)
 """Updates of this start that a profile covers: after compilation."""
@@ -58,12 +40,12 @@ class Run:
       state: its last state, one copy.
       trained: whether anything was left to do.
       checkpoints: steps of the checkpoints that stand.
-      best: the step of the best of them by held-out bits/dim, None without an evaluated one.
+      best: the step of the best of them by held-out bits, None without an evaluated one.
       source: the caller's own data set, if one was given.
       training_seconds, waiting_seconds: time of the updates, and of waiting for images in it.
     """
 
-    config: TrainConfig
+    config: Any
     state: TrainState
     trained: bool
     checkpoints: list[int]
@@ -79,7 +61,7 @@ class Run:
 
 
 def train(
-    config: TrainConfig,
+    config: Config,
     source: Any = None,
     *,
     launch: Launch | None = None,
@@ -88,7 +70,7 @@ def train(
     """Trains to the last step, from the start or from the run directory's last checkpoint.
 
     Args:
-      config: what to train.
+      config: what to train: a dVAE or a prior (see `tasks`).
       source: a data set of the caller's own (:class:`logit_laplace_jax.data.sources.DataSet`), in
         place of the configuration's ``data.source``, which then is its name in ``config.json``.
       launch: how to start; only ``memory_report`` and ``profile`` matter here.
@@ -111,6 +93,7 @@ def train(
     if not main:
         say = _silent
     init_key, train_key, eval_key = directory.keys(config)
+    task = tasks.of(config, source)
 
     # --- The request: refused before anything long starts -----------------------------------------
     # Before anything else that the processes do together, which would end in a long dump.
@@ -136,13 +119,17 @@ def train(
         processes.require_agreement("the data", batches.get_state()["data"])
         evaluated = held_out(config, source, sharded=True)
         state: Any = layout.create(lambda key: create_state(config, key), init_key)
-        if config.init_from is not None and not directory.has_checkpoint(folder):
-            started, fresh = started_from(layout.gather(state), config.init_from)
+        if not directory.has_checkpoint(folder):
+            started, lines = task.start(layout.gather(state))
             state = layout.place(started)
-            say(f"weights   of {config.init_from}{'; anew: ' if fresh else ''}{', '.join(fresh)}")
-        step_function = layout.compile(train_step, donate=True, debug=config.debug)
-        evaluator = Evaluator(layout, config)
-        _say_what_runs(config, layout, parameter_count(state.params), kinds, say)
+            for line in lines:
+                say(line)
+        step_function = layout.compile(task.step(), donate=True, debug=config.debug)
+        evaluator = task.evaluator(layout)
+        say(f"model     {parameter_count(state.params):,} parameters; {task.describe()}")
+        hosts = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
+        how = f"{layout.mode}{', fsdp' if layout.fsdp else ''}"
+        say(f"devices   {layout.count} x {kinds}{hosts} ({how})")
         if launch.memory_report:
             preflight.require_memory(config, layout, step_function, say)
 
@@ -154,7 +141,7 @@ def train(
             if not (folder / "config.json").exists():
                 directory.write_config(folder, config)  # it marks the folder as a run's
         checkpoints = stack.enter_context(
-            Checkpoints(folder / "checkpoints", config.keep_checkpoints)
+            Checkpoints(folder / "checkpoints", config.keep_checkpoints, measure=task.measure)
         )
         caught = stack.enter_context(_signals())
         if checkpoints.latest is not None:
@@ -165,8 +152,6 @@ def train(
                 return Run(config, whole, False, checkpoints.steps, checkpoints.best, source)
             say(f"resuming  at step {_step_of(state)}")
             batches.set_state(place)
-        elif config.init == "data" and config.init_from is None:
-            state = layout.place(normalised_on_data(layout.gather(state), source))
         if main:
             directory.write_config(folder, config)
         first = step = _step_of(state)
@@ -182,20 +167,20 @@ def train(
 
         log = MetricLog(config, writer, step, say if main else None, last_checkpoint)
         stack.callback(log.close)
-        shown = _spread(stack_crops(held_out(config, source))) if main else np.zeros(0)
+        shown = stack_crops(held_out(config, source)) if main else np.zeros(0)
 
         def evaluate(state: Any, step: int) -> dict[str, float]:
             measures: dict[str, float] = evaluator(state, evaluated, eval_key)
             writer.write(step, "validation", measures)
-            say(f"held out  step {step}: {summary(measures)}")
+            say(f"held out  step {step}: {task.summary(measures)}")
             # Only what pictures are made with: the rest need not be gathered.
             averaged = state.replace(params=None, opt_state=None, loss_scale=None)
             averaged = layout.gather(layout.stored(averaged))
             if main:
-                sheet = figures.grid([shown, np.asarray(reconstruct(averaged, shown))], _SHEET)
-                path = folder / "reconstructions" / f"step_{step:07d}.png"
+                sheet = task.sheet(averaged, shown)
+                path = folder / task.pictures / f"step_{step:07d}.png"
                 figures.save_png(path, sheet, scale=3)
-                writer.image(step, "reconstructions", sheet)
+                writer.image(step, task.pictures, sheet)
             return measures
 
         # --- The updates ----------------------------------------------------------------------
@@ -267,45 +252,8 @@ def train(
         )
 
 
-def summary(measures: dict[str, float]) -> str:
-    """The main held-out measures on one line."""
-    return (
-        f"{measures['bpd_hard']:.3f} bits/dim, PSNR {measures['psnr']:.2f} dB (relaxed "
-        f"{measures['psnr_relaxed']:.2f}), KL {measures['kl']:.2f}, codes used "
-        f"{100 * measures['code_usage']:.0f} %, perplexity {measures['code_perplexity']:.0f}"
-    )
-
-
-def normalised_on_data(state: TrainState, source: Any = None) -> TrainState:
-    """The state with its encoder normalised on training crops (``init`` data)."""
-    config = state.config
-    crops = training_crops(config, _INIT_CROPS, source)
-    x = pixel_map.map_pixels(crops, config.likelihood.eps)
-    params = normalise_encoder(config.model, state.params, x, config.init_logit_std)
-    return state.replace(params=params, ema_params=jax.tree.map(jnp.copy, params))
-
-
-def _say_what_runs(
-    config: TrainConfig, layout: devices.Layout, parameters: int, kinds: str, say: Any
-) -> None:
-    height, width = config.model.token_grid(config.image_size, config.image_size)
-    size = f"{config.image_size} x {config.image_size}"
-    say(
-        f"model     {parameters:,} parameters; {size} pixels to {height} x {width} tokens of "
-        f"{config.model.vocab_size} codes"
-    )
-    hosts = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
-    how = f"{layout.mode}{', fsdp' if layout.fsdp else ''}"
-    say(f"devices   {layout.count} x {kinds}{hosts} ({how})")
-
-
 def _silent(line: str) -> None:
     """What a process says that is not the first of its run."""
-
-
-def _spread(crops: np.ndarray) -> np.ndarray:
-    """Some crops from first to last, for a sheet."""
-    return crops[np.unique(np.linspace(0, len(crops) - 1, _SHEET).round().astype(int))]
 
 
 def _step_of(state: Any) -> int:

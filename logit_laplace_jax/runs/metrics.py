@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from logit_laplace_jax.runs.directory import write_whole
 from logit_laplace_jax.runs.errors import NonFiniteLoss
-from logit_laplace_jax.training.config import TrainConfig
+from logit_laplace_jax.training.config import RunConfig
 from logit_laplace_jax.training.loss_scaling import SMALLEST
 
 _IN_FLIGHT = 2
@@ -125,7 +125,7 @@ class MetricLog:
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: RunConfig,
         writer: Writer | Silence,
         step: int,
         say: Callable[[str], None] | None,

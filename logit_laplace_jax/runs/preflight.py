@@ -9,12 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from logit_laplace_jax.runs import tasks
 from logit_laplace_jax.runs.errors import LESS_MEMORY, RunError
 from logit_laplace_jax.training import devices
-from logit_laplace_jax.training.config import TrainConfig
+from logit_laplace_jax.training.config import Config
 from logit_laplace_jax.training.devices import Compiled, Layout
 from logit_laplace_jax.training.state import TrainState, create_state, parameter_count
-from logit_laplace_jax.training.step import train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,18 +45,20 @@ class Needs:
         return self.state_bytes + self.batch_bytes + self.working_bytes
 
 
-def shapes(config: TrainConfig, layout: Layout) -> tuple[TrainState, dict[str, Any]]:
+def shapes(config: Config, layout: Layout) -> tuple[TrainState, dict[str, Any]]:
     """A run's state and global batch, as shapes: no memory is taken."""
     state = jax.eval_shape(lambda key: create_state(config, key), jax.random.key(0))
     size = config.image_size
     sides = (config.batch_size, size, size, config.model.channels)
     batch: dict[str, Any] = {"pixels": jax.ShapeDtypeStruct(sides, jnp.uint8)}
+    if config.classes:
+        batch["labels"] = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32)
     if jax.process_count() > 1:
         batch["stop"] = jax.ShapeDtypeStruct((config.batch_size,), jnp.float32)
     return state, batch
 
 
-def measure(config: TrainConfig, layout: Layout, step: Compiled) -> Needs:
+def measure(config: Config, layout: Layout, step: Compiled) -> Needs:
     """Compiles the step for the run's shapes, and reads off what it needs.
 
     Args:
@@ -73,7 +75,7 @@ def measure(config: TrainConfig, layout: Layout, step: Compiled) -> Needs:
     if config.accumulate > 1:
         # XLA counts a loop's body once: so the same batch in one piece.
         whole = dataclasses.replace(state, config=dataclasses.replace(config, accumulate=1))
-        counted = layout.compile(train_step, donate=True).lower(whole, batch)
+        counted = layout.compile(step.step, donate=True).lower(whole, batch)
     flops = float((counted.cost_analysis() or {}).get("flops", float("nan")))
     executable = lowered.compile()
     step.adopt(executable)
@@ -102,7 +104,7 @@ def available_bytes(layout: Layout) -> int | None:
     return None if limit is None else int(limit)
 
 
-def lines(needs: Needs, config: TrainConfig, available: int | None) -> list[str]:
+def lines(needs: Needs, config: Config, available: int | None) -> list[str]:
     """The report, line by line."""
     images = config.batch_size
     count = f"{needs.devices} device{'s' if needs.devices > 1 else ''}"
@@ -145,7 +147,7 @@ def size(number: float) -> str:
 
 
 def require_memory(
-    config: TrainConfig, layout: Layout, step: Compiled, say: Callable[[str], None]
+    config: Config, layout: Layout, step: Compiled, say: Callable[[str], None]
 ) -> None:
     """Tells what an update needs on each device.
 
@@ -164,7 +166,7 @@ def require_memory(
         )
 
 
-def dry_run(config: TrainConfig, simulated: bool, say: Callable[[str], None]) -> None:
+def dry_run(config: Config, simulated: bool, say: Callable[[str], None]) -> None:
     """Tells what an update needs, from shapes alone.
 
     Args:
@@ -178,6 +180,6 @@ def dry_run(config: TrainConfig, simulated: bool, say: Callable[[str], None]) ->
     """
     config = config.resolved()
     layout = devices.of(config)
-    needs = measure(config, layout, layout.compile(train_step, donate=True))
+    needs = measure(config, layout, layout.compile(tasks.of(config).step(), donate=True))
     for line in lines(needs, config, None if simulated else available_bytes(layout)):
         say(line)

@@ -85,6 +85,16 @@ _SECTIONS = (
         ),
     ),
     _Section(
+        "code length with the prior",
+        ("prior", "uniform"),
+        (
+            _Row("codes", "bits/token", ("bits_per_token", "")),
+            _Row("codes", "bits/dim", ("bpd_prior_codes", "bpd_uniform_codes")),
+            _Row("codes and pixels", "bits/dim", ("bpd_prior", "bpd_uniform")),
+            _Row("PNG | WebP, a file each", "bits/dim", ("bpd_png", "bpd_webp")),
+        ),
+    ),
+    _Section(
         "distortion",
         _KINDS,
         (
@@ -127,7 +137,7 @@ _SECTIONS = (
         ),
     ),
 )
-_HEAD = ("likelihood", "data", "step", "images", "values_per_image")
+_HEAD = ("likelihood", "data", "step", "images", "values_per_image", "prior_step")
 _LISTS = ("code_counts", "pit_counts")
 
 _Filled = tuple[str, tuple[str, ...], list[tuple[str, ...]]]

@@ -6,16 +6,16 @@ import jax
 import numpy as np
 
 from logit_laplace_jax.data import pipeline
-from logit_laplace_jax.training.config import TrainConfig
+from logit_laplace_jax.training.config import Config
 
 
-def images_of(config: TrainConfig, source: Any = None) -> Any:
+def images_of(config: Config, source: Any = None) -> Any:
     """The caller's own data set, or the configuration's."""
     return config.data.source if source is None else source
 
 
 def train_stream(
-    config: TrainConfig, source: Any = None, *, batch_size: int | None = None, sharded: bool = False
+    config: Config, source: Any = None, *, batch_size: int | None = None, sharded: bool = False
 ) -> pipeline.TrainBatches:
     """The configuration's training crops in batches.
 
@@ -34,6 +34,8 @@ def train_stream(
         min_crop=config.data.min_crop,
         turn=config.data.turn,
         colour=config.data.colour,
+        augment=config.data.augment,
+        classes=config.classes or None,
         data_dir=config.data.data_dir,
         threads=config.data.threads,
         shard_index=jax.process_index() if sharded else 0,
@@ -41,7 +43,7 @@ def train_stream(
     )
 
 
-def training_crops(config: TrainConfig, count: int, source: Any = None) -> np.ndarray:
+def training_crops(config: Config, count: int, source: Any = None) -> np.ndarray:
     """The first crops of the training stream at that batch size: uint8 [count, S, S, C]."""
     batches = train_stream(config, source, batch_size=count)
     crops: np.ndarray = next(batches)["pixels"]
@@ -50,7 +52,7 @@ def training_crops(config: TrainConfig, count: int, source: Any = None) -> np.nd
 
 
 def held_out(
-    config: TrainConfig,
+    config: Config,
     source: Any = None,
     *,
     batch_size: int | None = None,
@@ -74,6 +76,7 @@ def held_out(
         data_dir=config.data.data_dir,
         limit=limit or config.evaluation.images,
         resize=config.evaluation.resize,
+        classes=config.classes or None,
         shard_index=jax.process_index() if sharded else 0,
         shard_count=jax.process_count() if sharded else 1,
     )

@@ -6,10 +6,11 @@ The docstring under each field is what ``train.py --help`` prints.
 import dataclasses
 import math
 import typing
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from logit_laplace_jax import likelihoods, pixel_map
 from logit_laplace_jax.models.config import DVAEConfig
+from logit_laplace_jax.models.prior_config import PriorConfig
 from logit_laplace_jax.training.schedules import Schedule
 
 Init = Literal["openai", "data"]
@@ -57,6 +58,9 @@ class DataConfig:
     """Turn training crops by random multiples of 90 degrees (not in the paper)."""
     colour: float = 0.0
     """Strength of random changes of the colours of training crops, in [0, 1] (not in the paper)."""
+    augment: bool = True
+    """Cut training crops at random places and flip half of them; without: the centre square, as in
+    evaluation."""
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "threads")
@@ -173,14 +177,8 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """Everything that decides a run. The defaults are the paper's.
-
-    Example:
-      >>> config = TrainConfig(run_dir="runs/l1", likelihood=LikelihoodConfig("laplace"))
-      >>> config.model.stats_per_channel
-      2
-    """
+class RunConfig:
+    """What every run has, whatever is trained. The defaults are the paper's."""
 
     run_dir: str
     """Folder of the run: configuration, metrics, checkpoints, pictures; the same again resumes."""
@@ -188,10 +186,8 @@ class TrainConfig:
     """Updates in all."""
     batch_size: int = 512
     """Images per update, over all devices together."""
-    image_size: int = 256
-    """Height and width of the training crops, in pixels; a multiple of the downsampling."""
     seed: int = 0
-    """Seed of parameters, data order, augmentation and Gumbel noise."""
+    """Seed of parameters, data order, augmentation and noise."""
     parallel: ParallelMode = "auto"
     """Devices: pmap, mesh (jit over a device mesh), single (the first one), or auto (pmap if there
     are several; mesh with fsdp)."""
@@ -204,13 +200,78 @@ class TrainConfig:
     memory, the same update."""
     precision: Precision = "float32"
     """Arithmetic of the networks: float32, bfloat16, or float16 with dynamic loss scaling.
-    Parameters, their average, the codes' softmax and KL and the loss stay float32."""
+    Parameters, their average, every softmax and the loss stay float32."""
     checkpoint_every: int = 5_000
     """Updates between checkpoints; 0: only at the end."""
     keep_checkpoints: int = 3
-    """How many of the latest checkpoints stay, beside the best by held-out bits/dim."""
+    """How many of the latest checkpoints stay, beside the best by held-out bits."""
     log_every: int = 1
     """Updates between lines of metrics.jsonl; the loss of every update is checked all the same."""
+    debug: bool = False
+    """Check ranges and finiteness inside the step (checkify), at some cost in speed."""
+    learning_rate: Schedule = Schedule(1e-4, 1.25e-6, 1_200_000)
+    """Step size."""
+    data: DataConfig = DataConfig()
+    """Images."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Held-out images."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """AdamW and the parameter average."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "steps", "batch_size", "devices", "accumulate")
+        _at_least(self, 1, "keep_checkpoints", "log_every")
+        _at_least(self, 0, "checkpoint_every", "seed")
+        _one_of(self, "precision", Precision)
+        _one_of(self, "parallel", ParallelMode)
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch size {self.batch_size} cannot be computed in {self.accumulate} equal parts"
+            )
+        if self.fsdp and self.parallel not in ("auto", "mesh"):
+            raise ValueError(f"fsdp needs --parallel mesh, not {self.parallel}")
+        if self.seed >= 2**32:
+            raise ValueError(f"seed must be below 2**32, got {self.seed}")
+        self._positive("learning_rate")
+
+    def _positive(self, *schedules: str) -> None:
+        for name in schedules:
+            if min(getattr(self, name).start, getattr(self, name).end) <= 0:
+                raise ValueError(f"{name} must stay above 0")
+
+    def _follow(self, name: str, follows: dict[str, Any]) -> None:
+        """Sets fields of a part that a user never sets."""
+        part = getattr(self, name)
+        if any(getattr(part, field) != value for field, value in follows.items()):
+            object.__setattr__(self, name, dataclasses.replace(part, **follows))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes whose labels the batches have; a dVAE uses none."""
+        return ()
+
+    def resolved(self) -> Self:
+        """The same with every schedule's length as a number of updates."""
+        schedules: dict[str, Any] = {
+            field.name: value.over(self.steps)
+            for field in dataclasses.fields(self)
+            if isinstance(value := getattr(self, field.name), Schedule)
+        }
+        return dataclasses.replace(self, **schedules)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(RunConfig):
+    """Everything that decides a dVAE's run. The defaults are the paper's.
+
+    Example:
+      >>> config = TrainConfig(run_dir="runs/l1", likelihood=LikelihoodConfig("laplace"))
+      >>> config.model.stats_per_channel
+      2
+    """
+
+    image_size: int = 256
+    """Height and width of the training crops, in pixels; a multiple of the downsampling."""
     init: Init = "openai"
     """Initial encoder: openai, or data: the same, normalised on a batch so that codes differ."""
     init_logit_std: float = 3.0
@@ -221,45 +282,23 @@ class TrainConfig:
     where its maps are others in number."""
     freeze: Freeze = "none"
     """Leave the encoder (and so the tokens' meaning) or the decoder as it is at the start."""
-    debug: bool = False
-    """Check ranges and finiteness inside the step (checkify), at some cost in speed."""
     beta: Schedule = Schedule(0.0, 6.6, 5_000)
     """Weight of the KL."""
     temperature: Schedule = Schedule(1.0, 1.0 / 16.0, 150_000)
     """Temperature τ of the relaxation."""
-    learning_rate: Schedule = Schedule(1e-4, 1.25e-6, 1_200_000)
-    """Step size."""
-    data: DataConfig = DataConfig()
-    """Images."""
     likelihood: LikelihoodConfig = LikelihoodConfig()
     """Distribution of the pixels."""
-    evaluation: EvaluationConfig = EvaluationConfig()
-    """Held-out images."""
-    optimizer: OptimizerConfig = OptimizerConfig()
-    """AdamW and the parameter average."""
     model: DVAEConfig = DVAEConfig()
     """Encoder, bottleneck and decoder."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "steps", "batch_size", "image_size", "devices", "accumulate")
-        _at_least(self, 1, "keep_checkpoints", "log_every")
-        _at_least(self, 0, "checkpoint_every", "seed")
-        for name, kind in (("init", Init), ("freeze", Freeze), ("precision", Precision)):
+        super().__post_init__()
+        _at_least(self, 1, "image_size")
+        for name, kind in (("init", Init), ("freeze", Freeze)):
             _one_of(self, name, kind)
-        _one_of(self, "parallel", ParallelMode)
-        if self.batch_size % self.accumulate:
-            raise ValueError(
-                f"batch size {self.batch_size} cannot be computed in {self.accumulate} equal parts"
-            )
-        if self.fsdp and self.parallel not in ("auto", "mesh"):
-            raise ValueError(f"fsdp needs --parallel mesh, not {self.parallel}")
-        if self.seed >= 2**32:
-            raise ValueError(f"seed must be below 2**32, got {self.seed}")
         if not self.init_logit_std > 0.0:
             raise ValueError(f"init_logit_std must be positive, got {self.init_logit_std}")
-        for name in ("temperature", "learning_rate"):
-            if min(getattr(self, name).start, getattr(self, name).end) <= 0:
-                raise ValueError(f"{name} must stay above 0")
+        self._positive("temperature")
         if min(self.beta.start, self.beta.end) < 0:
             raise ValueError("beta must stay at 0 or above")
         if self.model.channels not in (1, 3):
@@ -267,33 +306,91 @@ class TrainConfig:
         self.model.check_size(self.image_size, self.image_size)
         # The head follows the likelihood, the arithmetic the precision; a user never sets both.
         scale = self.likelihood.scale
-        follows: dict[str, Any] = {
+        follows = {
             "stats_per_channel": self.likelihood.build().num_stats,
             "constant_scale": scale if scale in ("per_channel", "shared") else "none",
             "dtype": self.precision,
         }
-        if any(getattr(self.model, name) != value for name, value in follows.items()):
-            object.__setattr__(self, "model", dataclasses.replace(self.model, **follows))
+        self._follow("model", follows)
 
-    def resolved(self) -> "TrainConfig":
-        """The same with every schedule's length as a number of updates."""
-        return dataclasses.replace(
-            self,
-            beta=self.beta.over(self.steps),
-            temperature=self.temperature.over(self.steps),
-            learning_rate=self.learning_rate.over(self.steps),
-        )
 
+@dataclasses.dataclass(frozen=True)
+class PriorTrainOptions(RunConfig):
+    """What a user decides about a prior's run; the rest is the dVAE's."""
+
+    steps: int = 2_000
+    batch_size: int = 64
+    checkpoint_every: int = 500
+    learning_rate: Schedule = Schedule(1e-3, 1e-5)
+    optimizer: OptimizerConfig = OptimizerConfig(b2=0.98, weight_decay=1e-2, ema_decay=0.99)
+    checkpoint: str = "latest"
+    """Which of the dVAE's checkpoints: latest, best or a number of updates."""
+    conditional: bool = False
+    """Learn the tokens given a class: the folder that an image lies in, or TFDS's label."""
+    prior: PriorConfig = PriorConfig()
+    """Sizes of the transformer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PriorTrainConfig(PriorTrainOptions):
+    """Everything that decides a prior's run.
+
+    Example:
+      >>> dvae = TrainConfig(run_dir="", image_size=32)
+      >>> config = PriorTrainConfig("", dvae=dvae, classes=("cat", "dog"), precision="bfloat16")
+      >>> config.prior.vocab_size, config.prior.height, config.prior.classes, config.prior.dtype
+      (8192, 4, 2, 'bfloat16')
+    """
+
+    run: str = ""
+    """Run directory of the dVAE whose tokens are learned."""
+    dvae: TrainConfig = TrainConfig(run_dir="")
+    """The dVAE's own configuration."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes, in the order of their labels; none: unconditional."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "classes", tuple(self.classes))
+        height, width = self.dvae.model.token_grid(self.image_size, self.image_size)
+        follows = {
+            "vocab_size": self.dvae.model.vocab_size,
+            "height": height,
+            "width": width,
+            "classes": len(self.classes),
+            "dtype": self.precision,
+        }
+        self._follow("prior", follows)
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the crops whose tokens are learned, in pixels: the dVAE's."""
+        return self.dvae.image_size
+
+    @property
+    def model(self) -> DVAEConfig:
+        """The dVAE's networks."""
+        return self.dvae.model
+
+
+Config = TrainConfig | PriorTrainConfig
+"""What the loop trains."""
 
 FOLLOWS = {
     "model.stats_per_channel": "likelihood",
     "model.constant_scale": "likelihood.scale",
     "model.dtype": "precision",
+    "prior.vocab_size": "run",
+    "prior.height": "run",
+    "prior.width": "run",
+    "prior.classes": "conditional",
+    "prior.dtype": "precision",
 }
-"""Fields that :class:`TrainConfig` sets by itself, and by which other field."""
+"""Fields that a configuration sets by itself, and by which other field."""
 
 _MAY_CHANGE = {
     "run_dir",
+    "run",
     "steps",
     "parallel",
     "fsdp",
@@ -311,22 +408,22 @@ _MAY_CHANGE = {
 """Fields that a resumed run may have otherwise: they do not change what is trained."""
 
 
-def to_dict(config: TrainConfig) -> dict[str, Any]:
+def to_dict(config: RunConfig) -> dict[str, Any]:
     """The configuration as nested plain types, for JSON."""
     return dataclasses.asdict(config)
 
 
-def from_dict(values: dict[str, Any]) -> TrainConfig:
+def from_dict(values: dict[str, Any]) -> TrainConfig | PriorTrainConfig:
     """The inverse of :func:`to_dict`.
 
     Raises:
       ValueError: a field is unknown or missing: the file is of another version.
     """
     try:
-        config = _build(TrainConfig, values)
+        config = _build(PriorTrainConfig if "dvae" in values else TrainConfig, values)
     except (TypeError, AttributeError) as error:
         raise ValueError(f"not a configuration of this version: {error}") from None
-    return typing.cast(TrainConfig, config)
+    return typing.cast(TrainConfig | PriorTrainConfig, config)
 
 
 def _build(kind: type, values: dict[str, Any]) -> Any:
@@ -335,7 +432,7 @@ def _build(kind: type, values: dict[str, Any]) -> Any:
     return kind(**values | {k: _build(hint, values[k]) for k, hint in nested.items()})
 
 
-def flat(config: TrainConfig) -> dict[str, Any]:
+def flat(config: RunConfig) -> dict[str, Any]:
     """Every value by its dotted name.
 
     Example:
@@ -355,7 +452,7 @@ def flat(config: TrainConfig) -> dict[str, Any]:
     return pairs
 
 
-def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
+def differences(old: RunConfig, new: RunConfig) -> list[str]:
     """What separates two runs: one line per field, without those that a resumed run may change.
 
     Example:
@@ -366,7 +463,8 @@ def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
     """
     there, here = flat(old.resolved()), flat(new.resolved())
     return [
-        f"{name}: {value} there, {here[name]} here"
+        f"{name}: {value} there, {here.get(name)} here"
         for name, value in there.items()
-        if value != here[name] and name not in _MAY_CHANGE and name not in FOLLOWS
+        if value != here.get(name)
+        and not {name, name.removeprefix("dvae.")} & (_MAY_CHANGE | set(FOLLOWS))
     ]

@@ -23,7 +23,7 @@ from jax.experimental import checkify
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from logit_laplace_jax.checks import debug_checks
-from logit_laplace_jax.training.config import TrainConfig
+from logit_laplace_jax.training.config import RunConfig
 
 Mode = Literal["pmap", "mesh"]
 
@@ -197,14 +197,14 @@ class Compiled:
 
     def __init__(self, layout: Layout, step: Callable[..., Any], donate: bool, debug: bool):
         self._layout = layout
-        self._step = step
+        self.step = step
         self._donate = donate
         self._debug = debug
         self._function: Any = None
 
     def _jitted(self, state: Any) -> Any:
         if self._function is None:
-            self._function = self._layout._jit(self._step, self._donate, self._debug, state)
+            self._function = self._layout._jit(self.step, self._donate, self._debug, state)
         return self._function
 
     def __call__(self, state: Any, batch: Any, key: jax.Array) -> Any:
@@ -258,7 +258,7 @@ def _local(leaf: jax.Array) -> jax.Array:
     return leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf
 
 
-def of(config: TrainConfig) -> Layout:
+def of(config: RunConfig) -> Layout:
     """The layout that a configuration asks for, on the devices at hand.
 
     Raises:

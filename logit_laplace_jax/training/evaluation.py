@@ -22,13 +22,13 @@ from logit_laplace_jax.likelihoods import Likelihood
 from logit_laplace_jax.models import bottleneck
 from logit_laplace_jax.models.dvae import DVAE
 from logit_laplace_jax.training import optimal_scale
-from logit_laplace_jax.training.config import TrainConfig
+from logit_laplace_jax.training.config import Config, TrainConfig
 from logit_laplace_jax.training.devices import Layout
 from logit_laplace_jax.training.state import TrainState
 from logit_laplace_jax.training.step import check_batch, forward
 
 Rows = dict[str, Array]
-"""Arrays [B], a number an image."""
+"""Arrays [B] or [B, n], one row per image."""
 
 Size = tuple[int, int]
 """Height and width of an image, without padding."""
@@ -175,13 +175,14 @@ class Evaluator:
     def __init__(
         self,
         layout: Layout,
-        config: TrainConfig,
+        config: Config,
         step: Callable[..., Any] = eval_step,
         summarise: Callable[..., dict[str, Any]] | None = None,
     ):
-        self._summarise = summarise or summary
+        self._summarise: Callable[..., dict[str, Any]] = summarise or summary
         self._layout = layout
         self._config = config
+        self._likelihood = config.likelihood.build() if isinstance(config, TrainConfig) else None
         self._step = step
         self._compiled: dict[Any, Callable[..., Any]] = {}
 
@@ -202,8 +203,8 @@ class Evaluator:
           ValueError: there is no image.
         """
         log_scales = None
-        likelihood = self._config.likelihood.build()
-        if optimal_scale.is_optimal(likelihood):
+        likelihood = self._likelihood
+        if likelihood is not None and optimal_scale.is_optimal(likelihood):
             rows, _ = self._collect(scale_step, state, batches, key, None)
             values = math.fsum(rows["values"])
             means = [

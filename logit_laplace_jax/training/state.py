@@ -9,8 +9,9 @@ import optax
 from jax import Array
 
 from logit_laplace_jax.models.dvae import init_params
+from logit_laplace_jax.models.prior import init_prior
 from logit_laplace_jax.training import loss_scaling
-from logit_laplace_jax.training.config import TrainConfig
+from logit_laplace_jax.training.config import PriorTrainConfig, RunConfig, TrainConfig
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -18,11 +19,12 @@ class TrainState(flax.struct.PyTreeNode):
 
     Attributes:
       step: int32 scalar, the number of updates done.
-      params: float32 parameter tree of the DVAE.
+      params: float32 parameter tree of the DVAE, or of the prior.
       ema_params: its exponential moving average, which evaluation uses.
       opt_state: optax's state.
       loss_scale: the loss's factor, with precision float16; else None.
       config: the run's resolved configuration.
+      frozen: a prior's dVAE, as its run left it; else None.
     """
 
     step: Array
@@ -30,10 +32,11 @@ class TrainState(flax.struct.PyTreeNode):
     ema_params: Any
     opt_state: Any
     loss_scale: loss_scaling.LossScale | None
-    config: TrainConfig = flax.struct.field(pytree_node=False)
+    config: Any = flax.struct.field(pytree_node=False)
+    frozen: Any = None
 
 
-def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
+def make_optimizer(config: RunConfig) -> optax.GradientTransformation:
     """AdamW for a step size of 1: the step multiplies by its schedule.
 
     So the schedule follows the run's own count of updates, also where float16 skips one.
@@ -42,8 +45,8 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     return optax.adamw(1.0, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay)
 
 
-def create_state(config: TrainConfig, key: Array) -> TrainState:
-    """A fresh state.
+def create_state(config: RunConfig, key: Array) -> TrainState:
+    """A fresh state; a prior's dVAE is fresh too, and its run's has to be put in.
 
     Args:
       config: the run's configuration; schedules that last the whole run are resolved here.
@@ -56,7 +59,13 @@ def create_state(config: TrainConfig, key: Array) -> TrainState:
     0
     """
     config = config.resolved()
-    params = jax.jit(init_params, static_argnums=0)(config.model, key)
+    frozen = None
+    if isinstance(config, PriorTrainConfig):
+        params = init_prior(config.prior, key)
+        frozen = jax.jit(init_params, static_argnums=0)(config.model, key)
+    else:
+        assert isinstance(config, TrainConfig)
+        params = jax.jit(init_params, static_argnums=0)(config.model, key)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -68,6 +77,7 @@ def create_state(config: TrainConfig, key: Array) -> TrainState:
             if config.precision == "float16"
             else None
         ),
+        frozen=frozen,
         config=config,
     )
 

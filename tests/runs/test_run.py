@@ -17,7 +17,7 @@ from PIL import Image
 
 from logit_laplace_jax.data.errors import DataError
 from logit_laplace_jax.models.config import DVAEConfig
-from logit_laplace_jax.runs import directory, loop, metrics, report
+from logit_laplace_jax.runs import directory, loop, metrics, report, tasks
 from logit_laplace_jax.runs.checkpoints import Checkpoints
 from logit_laplace_jax.runs.errors import CheckpointError, NonFiniteLoss, RunError, Stopped
 from logit_laplace_jax.runs.launch import Launch
@@ -84,14 +84,14 @@ def state_of(folder):
 @contextlib.contextmanager
 def signal_at_evaluation(number):
     """Raises a signal while the pictures of an evaluation are made."""
-    real = loop.reconstruct
+    real = tasks.reconstruct
 
     def interrupted(*args):
         signal.raise_signal(number)
         return real(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "reconstruct", interrupted)
+        patch.setattr(tasks, "reconstruct", interrupted)
         yield
 
 
@@ -413,13 +413,13 @@ def test_a_checkpoint_of_another_model_is_an_error(unbroken):
 
 @pytest.mark.parametrize(("bad", "saved"), [(2, None), (4, 2)])
 def test_a_loss_that_is_not_finite_ends_the_run(base, tmp_path, monkeypatch, bad, saved):
-    real = loop.train_step
+    real = tasks.step.train_step
 
     def poisoned(state, batch, key, **options):
         after, values = real(state, batch, key, **options)
         return after, {**values, "loss": jnp.where(after.step == bad, jnp.nan, values["loss"])}
 
-    monkeypatch.setattr(loop, "train_step", poisoned)
+    monkeypatch.setattr(tasks.step, "train_step", poisoned)
     folder = tmp_path / "run"
     with pytest.raises(NonFiniteLoss) as caught:
         train(base, folder, evaluation__every=0)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from logit_laplace_jax.models.config import DVAEConfig
-from logit_laplace_jax.runs import directory, loop
+from logit_laplace_jax.runs import directory, loop, tasks
 from logit_laplace_jax.runs.errors import CheckpointError, RunError
 from logit_laplace_jax.runs.warm_start import started_from
 from logit_laplace_jax.tokens import Tokenizer
@@ -223,7 +223,7 @@ def test_data_initialisation_leaves_given_weights_alone(base, source, tmp_path, 
     def never(*args):
         raise AssertionError("the given weights would be lost")
 
-    monkeypatch.setattr(loop, "normalised_on_data", never)
+    monkeypatch.setattr(tasks, "normalised_on_data", never)
     train(base, tmp_path, init_from=str(source[0] / "run"), init="data", steps=1)
 
 

@@ -168,6 +168,7 @@ DECIDING = {
     "data__source": "folder:/elsewhere",
     "data__min_crop": 0.5,
     "data__turn": True,
+    "data__augment": False,
     "data__colour": 0.5,
     "likelihood__eps": 0.2,
     "likelihood__min_log_scale": -3.0,

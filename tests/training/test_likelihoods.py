@@ -13,7 +13,8 @@ from logit_laplace_jax.training import devices, optimal_scale
 from logit_laplace_jax.training.config import OptimizerConfig
 from logit_laplace_jax.training.schedules import Schedule
 from logit_laplace_jax.training.state import create_state
-from logit_laplace_jax.training.step import global_indices, reconstruction_loss, train_step
+from logit_laplace_jax.training.step import reconstruction_loss, train_step
+from logit_laplace_jax.training.update import global_indices
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
