@@ -3,7 +3,9 @@
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -117,7 +119,7 @@ def commit() -> str:
 def run_all(
     jobs: Iterable[Job], run: Callable[[Job], str], workers: int, say: Callable[[str], None]
 ) -> None:
-    """Runs jobs in worker processes; a line for each, with the time left.
+    """Runs jobs, in worker processes if several; a line for each, with the time left.
 
     Args:
       jobs: in the order in which they are begun.
@@ -127,6 +129,17 @@ def run_all(
     """
     waiting = list(jobs)
     total, started, done = len(waiting), time.perf_counter(), 0
+
+    def tell(line: str) -> None:
+        nonlocal done
+        done += 1
+        left = (time.perf_counter() - started) / done * (total - done)
+        say(f"[{done}/{total}, {left / 3600:.1f} h left] {line}")
+
+    if workers == 1:
+        for job in waiting:
+            tell(run(job))
+        return
     context = multiprocessing.get_context("spawn")
     numbers = context.Queue()
     for number in range(workers):
@@ -139,9 +152,7 @@ def run_all(
                     running.add(pool.submit(run, waiting.pop(0)))
                 finished, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in finished:
-                    done += 1
-                    left = (time.perf_counter() - started) / done * (total - done)
-                    say(f"[{done}/{total}, {left / 3600:.1f} h left] {future.result()}")
+                    tell(future.result())
         except BaseException:
             for process in (pool._processes or {}).values():  # else it would wait for them
                 process.terminate()
@@ -151,7 +162,17 @@ def run_all(
 
 def _keep_to_own_cores(numbers: Any, workers: int) -> None:
     """Two runs on one core each are faster than one after the other on two."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which ends these
     number = numbers.get()
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[number % len(cores) :: workers])
+
+
+def _end_with_parent() -> None:
+    """A killed command must not leave processes behind that train on."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
