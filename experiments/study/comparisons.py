@@ -198,7 +198,9 @@ def _differences(
         pairs.append(a - b)
         if comparison.measure.of_images:
             groups = np.array(run["per_image"].get("group", range(len(a))))
-    return (np.stack(pairs), groups) if pairs else None
+    if not np.isfinite(pairs).any():
+        return None
+    return np.stack(pairs), groups
 
 
 SCALARS = (

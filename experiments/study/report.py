@@ -39,6 +39,7 @@ def write(
       sanity: rows of :func:`sanity.keep`.
       draws: of the bootstrap.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     results = store.all()
     told = [{k: v for k, v in run.items() if k not in _LISTS} for run in results]
     lines = ",\n".join(json.dumps(run) for run in told)

@@ -16,7 +16,7 @@ from logit_laplace_jax.evaluation import baselines, metrics
 from study.data import Images, load
 from study.design import TUNING_SEED, Job, Study
 
-_CROPS = 4_096
+_CROPS_PER_CODE = 16
 _LOG_SCALES = np.arange(-6.0, 2.01, 0.125)
 
 
@@ -56,8 +56,8 @@ def codecs(config: Any, images: Images) -> dict[str, dict[str, float]]:
     """
     from logit_laplace_jax.runs.streams import training_crops
 
-    crops, test = training_crops(config, _CROPS, images), images.held_out
     factor, codes = config.model.downsampling, config.model.vocab_size
+    crops, test = training_crops(config, _CROPS_PER_CODE * codes, images), images.held_out
     quantiser = baselines.fit_quantiser(crops, factor, codes, seed=0)
     best = min(_LOG_SCALES, key=lambda log_scale: _constant_bits(crops[:512], log_scale))
     return {

