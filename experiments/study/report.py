@@ -65,7 +65,7 @@ def write(
         "sanity": sanity or {},
     }
     write_whole(folder / "report.json", json.dumps(report, indent=1) + "\n")
-    ablations = {cell.name for cell in study.cells if cell.tuned_as}
+    ablations = {cell.name for cell in study.cells if cell.ablation}
     write_whole(folder / "report.md", text(report, study.data, ablations))
     for hypothesis in dict.fromkeys(row["hypothesis"] for row in compared):
         rows = [row for row in compared if row["hypothesis"] == hypothesis]
