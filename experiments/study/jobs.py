@@ -1,5 +1,6 @@
 """Runs a study's jobs, side by side, each result stored as soon as it is there."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -8,7 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -141,33 +142,53 @@ def run_all(
             tell(run(job))
         return
     context = multiprocessing.get_context("spawn")
-    numbers = context.Queue()
-    for number in range(workers):
-        numbers.put(number)
-    with ProcessPoolExecutor(workers, context, _keep_to_own_cores, (numbers, workers)) as pool:
-        running = set()
-        try:
-            while waiting or running:
-                while waiting and len(running) < workers:
-                    running.add(pool.submit(run, waiting.pop(0)))
-                finished, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    tell(future.result())
-        except BaseException:
-            for process in (pool._processes or {}).values():  # else it would wait for them
-                process.terminate()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    pipes: dict[Any, Any] = {}
+    for number in range(min(workers, total)):
+        ours, theirs = context.Pipe()
+        pipes[ours] = context.Process(target=_work, args=(theirs, run, number, workers))
+        pipes[ours].start()
+        theirs.close()
+        ours.send(waiting.pop(0))
+    try:
+        while done < total:
+            for pipe in wait(list(pipes)):
+                try:
+                    failed, line = pipe.recv()
+                except EOFError:
+                    raise ValueError("a worker ended unasked; the same command goes on") from None
+                if failed:
+                    raise ValueError(line)
+                tell(line)
+                if waiting:
+                    pipe.send(waiting.pop(0))
+    finally:
+        # A run that is asked to stop saves first, and that is waited for.
+        for process in pipes.values():
+            process.terminate()
+        for process in pipes.values():
+            process.join()
 
 
-def _keep_to_own_cores(numbers: Any, workers: int) -> None:
-    """Two runs on one core each are faster than one after the other on two."""
+def _work(pipe: Any, run: Callable[[Job], str], number: int, workers: int) -> None:
+    """Carries out the jobs that come, and answers (whether it failed, a line)."""
+    from logit_laplace_jax.runs.errors import Stopped
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which ends this
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which ends these
-    number = numbers.get()
     if hasattr(os, "sched_setaffinity"):
+        # Two runs on one core each are faster than one after the other on two.
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[number % len(cores) :: workers])
+    with contextlib.suppress(Stopped, EOFError):  # the command is gone
+        while True:
+            job = pipe.recv()
+            try:
+                answer = False, run(job)
+            except (ValueError, RuntimeError) as error:
+                if isinstance(error, Stopped):
+                    raise
+                answer = True, str(error)
+            pipe.send(answer)
 
 
 def _end_with_parent() -> None:

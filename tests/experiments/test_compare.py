@@ -2,7 +2,10 @@
 
 import doctest
 import json
+import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -212,3 +215,67 @@ def test_wrong_requests(run_script, args, message):
     assert status == 2
     assert message in err
     assert not changed
+
+
+WORKERS = """
+import os, pathlib, signal, sys, time
+sys.path.insert(0, {experiments!r})
+
+def work(name):  # like a training run, it ends a signal's way, by an exception of two arguments
+    from logit_laplace_jax.runs.errors import Stopped
+
+    def stop(number, _):
+        signal.signal(number, signal.SIG_DFL)
+        pathlib.Path(f"{{name}}.stopped").touch()
+        raise Stopped("stopped", number)
+
+    signal.signal(signal.SIGTERM, stop)
+    pathlib.Path(f"{{name}}.pid").write_text(str(os.getpid()))
+    time.sleep({seconds})
+    return f"{{name}} on {{sorted(os.sched_getaffinity(0))}}"
+
+if __name__ == "__main__":
+    from _cli import run_script, say
+    from study import jobs
+
+    run_script(lambda args: jobs.run_all(["a", "b", "c"], work, 2, say))
+"""
+
+
+def begin(start, tmp_path, seconds):
+    script = tmp_path / "workers.py"
+    script.write_text(WORKERS.format(experiments=str(EXPERIMENTS), seconds=seconds))
+    return start(script, cwd=tmp_path, start_new_session=True)
+
+
+def test_two_workers_share_the_cores(start, tmp_path):
+    out, err = begin(start, tmp_path, 0.1).communicate()
+    assert err == ""
+    lines = sorted(line.split("] ", 1)[1] for line in out.splitlines())
+    assert [line.split(" on ")[0] for line in lines] == ["a", "b", "c"]
+    if len(os.sched_getaffinity(0)) == 2:
+        # One core each; the worker that is up first may do all.
+        assert {line.split(" on ")[1] for line in lines} <= {"[0]", "[1]"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_the_command(start, tmp_path, number):
+    process = begin(start, tmp_path, 60)
+    files = [tmp_path / f"{name}.pid" for name in "ab"]
+    while not all(file.exists() and file.read_text() for file in files):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    if number == signal.SIGINT:  # as a terminal sends it: to all
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    _, err = process.communicate()
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    assert "Traceback" not in err
+    for file in files:
+        while Path(f"/proc/{file.read_text()}").exists():
+            time.sleep(0.05)
+    # A run that is asked to stop may save; one whose command was killed ends at once.
+    saved = {path.name for path in tmp_path.glob("*.stopped")}
+    assert saved == (set() if number == signal.SIGKILL else {"a.stopped", "b.stopped"})
+    assert not (tmp_path / "c.pid").exists()
