@@ -70,10 +70,13 @@ def main(args: list[str]) -> None:
     runs = options.run_dirs or results / "training"
     store = jobs.Store(results)
 
+    chosen = {c.name: c.tuned_as or c.name for c in study.cells if c.name in options.cells}
+
     def wanted(job: Job) -> bool:
+        cells = chosen.values() if job.phase == "tuning" else chosen
         return (
             (not options.data or job.data in options.data)
-            and (not options.cells or job.cell.name in options.cells or job.phase == "tuning")
+            and (not options.cells or job.cell.name in cells)
             and (job.phase == "tuning" or not options.seeds or job.seed in options.seeds)
             and store.read(job) is None
         )
@@ -90,7 +93,7 @@ def main(args: list[str]) -> None:
             final = [job for job in final_jobs(name, study, best) if wanted(job)]
             say(f"final     {len(final)} runs to do")
             jobs.run_all(final, run, options.workers, say)
-            codecs = sanity.keep(name, study, options.images, results)
+            codecs = sanity.keep(name, study, options.data or study.data, options.images, results)
         else:
             codecs = sanity.kept(results)
         report.write(study, store, results, say, runs=runs, sanity=codecs)

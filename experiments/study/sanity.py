@@ -6,6 +6,7 @@ store all images as one sheet, so that no header counts 512 times.
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ _CROPS_PER_CODE = 16
 _LOG_SCALES = np.arange(-6.0, 2.01, 0.125)
 
 
-def keep(name: str, study: Study, folder: Path | None, results: Path) -> dict[str, Any]:
-    """The rows of all data sets, by data set and codec; computed once, kept as sanity.json.
+def keep(
+    name: str, study: Study, data: Sequence[str], folder: Path | None, results: Path
+) -> dict[str, Any]:
+    """The rows by data set and codec; those of ``data`` computed once, all kept as sanity.json.
 
     Raises:
       DataError: a data set is missing.
@@ -29,12 +32,12 @@ def keep(name: str, study: Study, folder: Path | None, results: Path) -> dict[st
     from logit_laplace_jax.runs.directory import write_whole
 
     path, rows = results / "sanity.json", kept(results)
-    for data in study.data:
-        if data not in rows:
-            images = load(data, folder, "final", study.held_out)
-            job = Job(name, "final", data, study.cells[0], study.grid[0], TUNING_SEED)
+    for one in data:
+        if one not in rows:
+            images = load(one, folder, "final", study.held_out)
+            job = Job(name, "final", one, study.cells[0], study.grid[0], TUNING_SEED)
             config = job.config(study.base, images.channels, images.size, results)
-            rows[data] = codecs(config, images)
+            rows[one] = codecs(config, images)
             results.mkdir(parents=True, exist_ok=True)
             write_whole(path, json.dumps(rows, indent=1) + "\n")
     return rows
