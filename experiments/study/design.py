@@ -32,10 +32,11 @@ class Cell:
     Attributes:
       name: what tables call it.
       likelihood: the options of the likelihood.
-      tuned_as: the cell whose tuning it takes over (an ablation changes one thing); "" for its own.
+      tuned_as: the cell whose tuning it takes over; "" for its own.
       data: the data sets it is run on; empty: all of the study's.
       seeds: how many seeds; None: the study's.
       beta_factor: on the tuned weight of the KL.
+      ablation: it changes one thing of the cell that it is tuned as; run last, told apart.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Cell:
     data: tuple[str, ...] = ()
     seeds: int | None = None
     beta_factor: float = 1.0
+    ablation: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,8 +138,8 @@ def final_jobs(name: str, study: Study, best: dict[tuple[str, str], Tuned]) -> I
       study: the study.
       best: the tuned point by data set and cell; runs whose point is unknown are left out.
     """
-    families = [cell for cell in study.cells if not cell.tuned_as]
-    ablations = [cell for cell in study.cells if cell.tuned_as]
+    families = [cell for cell in study.cells if not cell.ablation]
+    ablations = [cell for cell in study.cells if cell.ablation]
     for cells in (families, ablations):
         for seed in range(study.seeds):
             for data in study.data:

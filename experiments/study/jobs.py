@@ -1,12 +1,15 @@
 """Runs a study's jobs, side by side, each result stored as soon as it is there."""
 
+import contextlib
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +120,7 @@ def commit() -> str:
 def run_all(
     jobs: Iterable[Job], run: Callable[[Job], str], workers: int, say: Callable[[str], None]
 ) -> None:
-    """Runs jobs in worker processes; a line for each, with the time left.
+    """Runs jobs, in worker processes if several; a line for each, with the time left.
 
     Args:
       jobs: in the order in which they are begun.
@@ -127,31 +130,70 @@ def run_all(
     """
     waiting = list(jobs)
     total, started, done = len(waiting), time.perf_counter(), 0
+
+    def tell(line: str) -> None:
+        nonlocal done
+        done += 1
+        left = (time.perf_counter() - started) / done * (total - done)
+        say(f"[{done}/{total}, {left / 3600:.1f} h left] {line}")
+
+    if workers == 1:
+        for job in waiting:
+            tell(run(job))
+        return
     context = multiprocessing.get_context("spawn")
-    numbers = context.Queue()
-    for number in range(workers):
-        numbers.put(number)
-    with ProcessPoolExecutor(workers, context, _keep_to_own_cores, (numbers, workers)) as pool:
-        running = set()
-        try:
-            while waiting or running:
-                while waiting and len(running) < workers:
-                    running.add(pool.submit(run, waiting.pop(0)))
-                finished, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    done += 1
-                    left = (time.perf_counter() - started) / done * (total - done)
-                    say(f"[{done}/{total}, {left / 3600:.1f} h left] {future.result()}")
-        except BaseException:
-            for process in (pool._processes or {}).values():  # else it would wait for them
-                process.terminate()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    pipes: dict[Any, Any] = {}
+    for number in range(min(workers, total)):
+        ours, theirs = context.Pipe()
+        pipes[ours] = context.Process(target=_work, args=(theirs, run, number, workers))
+        pipes[ours].start()
+        theirs.close()
+        ours.send(waiting.pop(0))
+    try:
+        while done < total:
+            for pipe in wait(list(pipes)):
+                try:
+                    failed, line = pipe.recv()
+                except EOFError:
+                    raise ValueError("a worker ended unasked; the same command goes on") from None
+                if failed:
+                    raise ValueError(line)
+                tell(line)
+                if waiting:
+                    pipe.send(waiting.pop(0))
+    finally:
+        # A run that is asked to stop saves first, and that is waited for.
+        for process in pipes.values():
+            process.terminate()
+        for process in pipes.values():
+            process.join()
 
 
-def _keep_to_own_cores(numbers: Any, workers: int) -> None:
-    """Two runs on one core each are faster than one after the other on two."""
-    number = numbers.get()
+def _work(pipe: Any, run: Callable[[Job], str], number: int, workers: int) -> None:
+    """Carries out the jobs that come, and answers (whether it failed, a line)."""
+    from logit_laplace_jax.runs.errors import Stopped
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which ends this
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if hasattr(os, "sched_setaffinity"):
+        # Two runs on one core each are faster than one after the other on two.
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[number % len(cores) :: workers])
+    with contextlib.suppress(Stopped, EOFError):  # the command is gone
+        while True:
+            job = pipe.recv()
+            try:
+                answer = False, run(job)
+            except (ValueError, RuntimeError) as error:
+                if isinstance(error, Stopped):
+                    raise
+                answer = True, str(error)
+            pipe.send(answer)
+
+
+def _end_with_parent() -> None:
+    """A killed command must not leave processes behind that train on."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

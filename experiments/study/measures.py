@@ -125,13 +125,20 @@ def measure_run(folder: str, images: Any, batch_size: int) -> dict[str, Any]:
       folder: the run directory.
       images: a :class:`study.data.Images`.
       batch_size: images at a time.
+
+    Returns:
+      :func:`summarise`, with ``group`` in ``per_image``: equal numbers for images of one picture.
     """
     state = directory.load(folder)
     layout = devices.choose("single", batch_size)
     evaluator = Evaluator(layout, state.config, study_step, summarise)
     key = directory.keys(state.config)[2]
     batches = _Batches(images, batch_size)
-    return evaluator(layout.replicate(state), batches, key)
+    result: dict[str, Any] = evaluator(layout.replicate(state), batches, key)
+    groups = np.arange(len(images.held_out)) if images.groups is None else images.groups
+    numbered = np.unique(groups, return_inverse=True)[1]
+    result["per_image"]["group"] = [int(n) for n in numbered]
+    return result
 
 
 class _Batches:
