@@ -470,6 +470,7 @@ def test_the_report_of_a_finished_run_is_left_alone(base, copied):
 
 def test_the_table_does_without_k_means_where_patches_are_few(base, copied, monkeypatch):
     run, _ = train(base, copied)
+    monkeypatch.chdir(copied.parent)
     monkeypatch.setattr(report, "_MOST_TRAINING_CROPS", 1)
     lines, values = report.compare(run)
     assert "psnr_kmeans" not in values
