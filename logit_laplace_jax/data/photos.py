@@ -1,4 +1,4 @@
-"""The embedded photographs: those that scikit-image brings in its wheel, as a TFDS builder.
+"""The embedded photographs: those in the wheels of scikit-image and matplotlib, as a TFDS builder.
 
 Nothing is downloaded. The files are found beside the installed package, checked against the
 SHA-256 sums below, and written once to array_record, which needs no TensorFlow.
@@ -8,8 +8,8 @@ one scene, so both are for training. Left out are scikit-image's drawings, scans
 silhouettes, phantoms and the blurred clock, which are no natural photographs, and its grey pictures
 but one: with more of them the few colours of so small a set would be learnt late or not at all.
 
-Licenses and sources are what scikit-image 0.26 states in `skimage/data/_fetchers.py`; where it
-states none, the entry says so.
+Licenses and sources are what scikit-image 0.26 states in `skimage/data/_fetchers.py` (where it
+states none, the entry says so), and Wikimedia Commons for matplotlib's one.
 """
 
 import contextlib
@@ -31,13 +31,14 @@ except ImportError as error:
 
 @dataclasses.dataclass(frozen=True)
 class Photograph:
-    """One photograph: its file in scikit-image, split, license, source, and the file's SHA-256."""
+    """One photograph: its file, split, license, source, SHA-256, and the package that brings it."""
 
     file: str
     split: str
     license: str
     source: str
     sha256: str
+    package: str = "skimage"
 
     @property
     def name(self) -> str:
@@ -114,6 +115,14 @@ PHOTOGRAPHS: tuple[Photograph, ...] = (
         "b0793d2adda0fa6ae899c03989482bff9a42d3d5690fc7e3648f2795d730c23a",
     ),
     Photograph(
+        "grace_hopper.jpg",
+        "train",
+        _PUBLIC,
+        "US Navy, https://commons.wikimedia.org/wiki/File:Grace_Hopper.jpg",
+        "a8ca6d734765703b09728ab47fe59f473d93ae3967fc24c7c0288c3c7adb7130",
+        "matplotlib",
+    ),
+    Photograph(
         "astronaut.png",
         "validation",
         _PUBLIC,
@@ -128,44 +137,52 @@ PHOTOGRAPHS: tuple[Photograph, ...] = (
         "596aa1e7cb875eb79f437e310381d26b338a81c2da23439704a73c4651e8c4bb",
     ),
 )
-"""8 for training (of these grey: camera), 2 held out."""
+"""9 for training (of these grey: camera), 2 held out."""
+
+_PACKAGES = {
+    "skimage": ("scikit-image", "data", "scikit-image 0.25…0.26"),
+    "matplotlib": ("matplotlib", "mpl-data/sample_data", "matplotlib 3.9 or later"),
+}
+"""By import name: the distribution, the folder of its images, and the versions that fit."""
 
 
-def image_folder() -> Path:
-    """The folder of the installed scikit-image that holds its images; nothing of it is imported.
+def image_folder(package: str = "skimage") -> Path:
+    """The folder of an installed package's images; nothing of the package is imported.
 
     Raises:
-        DataError: scikit-image is not installed, or has no such folder.
+        DataError: the package is not installed, or has no such folder.
     """
-    # find_spec of the top-level name reads no module, so a slow or broken scikit-image costs
-    # nothing here.
-    spec = importlib.util.find_spec("skimage")
+    distribution, inside, versions = _PACKAGES[package]
+    # find_spec of the top-level name reads no module, so a slow or broken package costs nothing
+    # here.
+    spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise missing_package("scikit-image")
-    folder = Path(next(iter(spec.submodule_search_locations)), "data")
+        raise missing_package(distribution)
+    folder = Path(next(iter(spec.submodule_search_locations)), inside)
     if not folder.is_dir():
-        raise DataError(f"this scikit-image has no folder {folder}: install scikit-image 0.25…0.26")
+        raise DataError(f"this {distribution} has no folder {folder}: install {versions}")
     return folder
 
 
 def read_photograph(photograph: Photograph) -> bytes:
-    """The bytes of one photograph's file, as scikit-image brings it.
+    """The bytes of one photograph's file, as its package brings it.
 
     Raises:
         DataError: the file is missing, or is another one than the table above describes.
     """
-    path = image_folder() / photograph.file
+    distribution, _, versions = _PACKAGES[photograph.package]
+    path = image_folder(photograph.package) / photograph.file
     try:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(
-            f"scikit-image's photograph {path} cannot be read ({error.strerror}): "
-            "reinstall scikit-image 0.25…0.26"
+            f"{distribution}'s photograph {path} cannot be read ({error.strerror}): "
+            f"reinstall {versions}"
         ) from error
     if hashlib.sha256(content).hexdigest() != photograph.sha256:
         raise DataError(
-            f"scikit-image's photograph {path} is not the file this version knows: "
-            "install scikit-image 0.25…0.26"
+            f"{distribution}'s photograph {path} is not the file this version knows: "
+            f"install {versions}"
         )
     return content
 
@@ -175,10 +192,10 @@ class SkimagePhotos(
     tfds.core.GeneratorBasedBuilder,
     skip_registration=True,  # type: ignore[call-arg, unused-ignore]
 ):
-    """TFDS builder of the photographs in scikit-image's wheel: splits `train` and `validation`."""
+    """TFDS builder of the photographs in the two wheels: splits `train` and `validation`."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "8 photographs for training, 2 held out."}  # noqa: RUF012
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {"1.1.0": "9 photographs for training, 2 held out."}  # noqa: RUF012
 
     # TFDS looks beside the builder's code for checksums of downloads, by way of the package
     # importlib_resources, which it imports but does not require (4.9.10). There are no downloads.
@@ -187,7 +204,7 @@ class SkimagePhotos(
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description="The photographs that scikit-image brings in its wheel.",
+            description="The photographs in the wheels of scikit-image and matplotlib.",
             homepage="https://scikit-image.org",
             features=tfds.features.FeaturesDict(
                 {

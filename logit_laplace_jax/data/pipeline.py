@@ -129,6 +129,8 @@ def train_batches(
     seed: int,
     channels: int = 3,
     min_crop: float = 1.0,
+    max_crop: float = 1.0,
+    jitter: float = 0.0,
     data_dir: str | None = None,
     shard_index: int = 0,
     shard_count: int = 1,
@@ -142,7 +144,9 @@ def train_batches(
         batch_size: number B of crops in a batch, over all shards.
         seed: decides order and crops, any integer ≥ 0.
         channels: 3 for RGB, 1 for grey.
-        min_crop: smallest crop, as a share of the short side (see `augment.train_crop`).
+        min_crop, max_crop: bounds of the crops, as shares of the short side (see
+            `augment.train_crop`).
+        jitter: strength of random changes of colour (see `augment.jitter_colours`).
         data_dir: where TFDS keeps its data sets.
         shard_index: which part of every batch is wanted, 0 … shard_count − 1.
         shard_count: into how many equal parts batches are cut; divides `batch_size`.
@@ -166,8 +170,12 @@ def train_batches(
     """
     threads = _check_sizes(image_size, batch_size, threads)
     part = _part(batch_size, shard_index, shard_count)
-    if not 0 < min_crop <= 1:
-        raise DataError(f"min_crop must be in (0, 1], not {min_crop}")
+    if not 0 < min_crop <= max_crop <= 1:
+        raise DataError(
+            f"min_crop and max_crop must be in (0, 1] and in order, not {min_crop} and {max_crop}"
+        )
+    if jitter < 0:
+        raise DataError(f"jitter must be 0 or more, not {jitter}")
     if seed < 0:
         raise DataError(f"seed must be at least 0, not {seed}")
     source = _open(spec, "train", data_dir, channels)
@@ -178,7 +186,14 @@ def train_batches(
             if candidate in skipped:
                 continue
             try:
-                return train_crop(source[candidate], image_size, rng, min_crop=min_crop)
+                return train_crop(
+                    source[candidate],
+                    image_size,
+                    rng,
+                    min_crop=min_crop,
+                    max_crop=max_crop,
+                    jitter=jitter,
+                )
             except (UnreadableImage, TooSmallImage) as error:
                 skipped.add(candidate, error)
         skipped.check()
@@ -197,7 +212,7 @@ def train_batches(
     if shard_count > 1:
         stream = stream[shard_index::shard_count]
     # The shards are left out: one state fits any number of them.
-    options = (image_size, batch_size, seed, min_crop)
+    options = (image_size, batch_size, seed, min_crop, max_crop, jitter)
     return TrainBatches(
         source,
         skipped,

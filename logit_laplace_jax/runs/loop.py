@@ -18,7 +18,7 @@ from jax.experimental import checkify
 from logit_laplace_jax import pixel_map
 from logit_laplace_jax.data import pipeline
 from logit_laplace_jax.evaluation import figures
-from logit_laplace_jax.models.data_init import normalise_encoder
+from logit_laplace_jax.models.data_init import initial_codebook, normalise_encoder
 from logit_laplace_jax.runs import directory, preflight, processes
 from logit_laplace_jax.runs.checkpoints import Checkpoints
 from logit_laplace_jax.runs.errors import NonFiniteLoss, Stopped, clear_errors
@@ -165,7 +165,7 @@ def train(
                 return Run(config, whole, False, checkpoints.steps, checkpoints.best, source)
             say(f"resuming  at step {_step_of(state)}")
             batches.set_state(place)
-        elif config.init == "data" and config.init_from is None:
+        elif config.init != "openai" and config.init_from is None:
             state = layout.place(normalised_on_data(layout.gather(state), source))
         if main:
             directory.write_config(folder, config)
@@ -277,11 +277,15 @@ def summary(measures: dict[str, float]) -> str:
 
 
 def normalised_on_data(state: TrainState, source: Any = None) -> TrainState:
-    """The state with its encoder normalised on training crops (``init`` data)."""
+    """The state with its encoder normalised on training crops (``init`` data or codebook)."""
     config = state.config
     crops = training_crops(config, _INIT_CROPS, source)
     x = pixel_map.map_pixels(crops, config.likelihood.eps)
-    params = normalise_encoder(config.model, state.params, x, config.init_logit_std)
+    if config.init == "codebook":
+        key = jax.random.fold_in(directory.keys(config)[0], 1)
+        params = initial_codebook(config.model, state.params, x, config.init_logit_std, key)
+    else:
+        params = normalise_encoder(config.model, state.params, x, config.init_logit_std)
     return state.replace(params=params, ema_params=jax.tree.map(jnp.copy, params))
 
 

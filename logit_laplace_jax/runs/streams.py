@@ -32,6 +32,8 @@ def train_stream(
         seed=config.seed,
         channels=config.model.channels,
         min_crop=config.data.min_crop,
+        max_crop=config.data.max_crop,
+        jitter=config.data.jitter,
         data_dir=config.data.data_dir,
         threads=config.data.threads,
         shard_index=jax.process_index() if sharded else 0,
