@@ -6,12 +6,36 @@ and k-means vector quantisation of the same patches with as many codes (the clas
 exactly the model's budget).
 """
 
+import math
 import warnings
+from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
+
+from logit_laplace_jax import pixel_map
+from logit_laplace_jax.pixel_masses import pixel_log_prob
 
 Images = np.ndarray
 """uint8 [N, H, W, C]."""
+
+
+_LEAST_SCALE = 0.01
+"""Smallest b of a code: about half of a grey level, where a code's training patches are equal."""
+
+
+class Quantised(NamedTuple):
+    """Images through a codebook.
+
+    Attributes:
+      images: float [N, H, W, C] in [0, 1].
+      bits_per_dim: length of a code that sends the codes at log2 K bits each and then the 8-bit
+        values by logit-Laplace distributions about the reconstruction, with one scale b for each
+        code: the best one for the training patches.
+    """
+
+    images: np.ndarray
+    bits_per_dim: float
 
 
 def constant_colour(images: Images) -> np.ndarray:
@@ -38,7 +62,7 @@ def pooled(images: Images, factor: int) -> np.ndarray:
 
 def vector_quantised(
     images: Images, train_images: Images, factor: int, codes: int, seed: int, sample: int = 30_000
-) -> np.ndarray:
+) -> Quantised:
     """k-means (SciPy) on training patches; each patch becomes its nearest code.
 
     Args:
@@ -50,7 +74,7 @@ def vector_quantised(
       sample: at most this many training patches.
 
     Returns:
-      float [N, H, W, C] in [0, 1].
+      The images as coded, and the length of the code.
 
     Raises:
       ValueError: there are fewer training patches than codes.
@@ -66,9 +90,25 @@ def vector_quantised(
         # An empty cluster is a code that stays unused: part of the method, not a fault.
         warnings.filterwarnings("ignore", message="One of the clusters is empty")
         codebook, _ = kmeans2(train, codes, minit="points", iter=20, seed=rng)
+    codebook = np.clip(codebook, 0.0, 1.0)
+    # Maximum likelihood for each code: b is the mean distance in logit space.
+    at, _ = vq(train, codebook)
+    distance = np.abs(_logit(train) - _logit(codebook)[at]).mean(axis=1)
+    counts = np.bincount(at, minlength=codes)
+    sums = np.bincount(at, weights=distance, minlength=codes)
+    scales = np.where(counts > 0, sums / np.maximum(counts, 1), distance.mean())
     patches, shape = _patches(images, factor)
     nearest, _ = vq(patches.astype(np.float32), codebook)
-    return _assemble(np.clip(codebook[nearest], 0.0, 1.0), shape, factor)
+    log_scale = np.log(np.maximum(scales, _LEAST_SCALE))[nearest]
+    levels = jnp.asarray(np.rint(patches * 255.0).astype(np.uint8))
+    nats = -pixel_log_prob(levels, jnp.asarray(_logit(codebook)[nearest]), log_scale[:, None])
+    bits = float(nats.mean()) / math.log(2.0) + math.log2(codes) / patches.shape[1]
+    return Quantised(_assemble(codebook[nearest], shape, factor), bits)
+
+
+def _logit(values: np.ndarray) -> np.ndarray:
+    x = np.asarray(pixel_map.map_pixels(jnp.asarray(values, jnp.float32)), np.float64)
+    return np.log(x) - np.log1p(-x)
 
 
 def _patches(images: Images, f: int) -> tuple[np.ndarray, tuple[int, ...]]:

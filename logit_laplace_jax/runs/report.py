@@ -1,4 +1,4 @@
-"""The end of a run: whole photographs to look at, and a table to read the PSNR by."""
+"""The end of a run: a sheet of photographs to look at, and a table to read the numbers by."""
 
 import json
 import shlex
@@ -13,8 +13,8 @@ import numpy as np
 from logit_laplace_jax.data.augment import area_resize
 from logit_laplace_jax.data.errors import DataError
 from logit_laplace_jax.data.sources import open_source
-from logit_laplace_jax.evaluation import baselines, figures, metrics
-from logit_laplace_jax.runs import directory
+from logit_laplace_jax.evaluation import baselines, metrics
+from logit_laplace_jax.runs import directory, final_sheet
 from logit_laplace_jax.runs.loop import Run
 from logit_laplace_jax.runs.metrics import read
 from logit_laplace_jax.runs.streams import held_out, images_of, stack_crops, training_crops
@@ -32,7 +32,7 @@ _MOST_TRAINING_CROPS = 8_192
 
 
 def finish(run: Run, say: Callable[[str], None] = print) -> None:
-    """Writes whole held-out images and ``summary.json``, then says what became of the run.
+    """Writes the pictures and ``summary.json``, then says what became of the run.
 
     Args:
       run: a run whose training is complete. If it was complete before, a report that stands is
@@ -40,23 +40,25 @@ def finish(run: Run, say: Callable[[str], None] = print) -> None:
       say: prints one line.
     """
     folder = run.folder
+    sheet = folder / "reconstructions" / "final.png"
     if run.trained or not (folder / "summary.json").exists():
-        save_whole_images(run)
+        save_sheet(run, sheet)
+        save_animation(folder / "reconstructions")
         lines, values = compare(run)
         directory.write_whole(folder / "summary.json", json.dumps(values, indent=2) + "\n")
         for line in ("", *lines):
             say(line)
     for line in ("", *summary(run)):
         say(line)
+    say(f"metrics   {folder / 'metrics.jsonl'}; TensorBoard: tensorboard --logdir {folder}")
+    say(f"evaluate  {command('evaluate.py', str(folder))}")
+    say(f"try it    {command('reconstruct.py', str(folder), 'YOUR_IMAGE.jpg')}")
+    say(f"pictures  {sheet}")
 
-    def command(script: str, *args: str) -> str:
-        here = Path(sys.argv[0]).parent
-        return shlex.join([sys.executable, str(here / script), str(folder), *args])
 
-    say(f"pictures  {folder / 'reconstructions'} (left or above: the original)")
-    say(f"metrics   {folder / 'metrics.jsonl'}, TensorBoard events in {folder / 'tensorboard'}")
-    say(f"evaluate  {command('evaluate.py')}")
-    say(f"try it    {command('reconstruct.py', 'YOUR_IMAGE.jpg')}")
+def command(script: str, *args: str) -> str:
+    """The line that runs another of the scripts, as the running one was run."""
+    return shlex.join([sys.executable, str(Path(sys.argv[0]).parent / script), *args])
 
 
 def summary(run: Run) -> list[str]:
@@ -92,8 +94,8 @@ def summary(run: Run) -> list[str]:
     return lines
 
 
-def save_whole_images(run: Run) -> None:
-    """Saves the first held-out images entire, originals on the left, as ``final_NAME.png``."""
+def save_sheet(run: Run, path: Path) -> None:
+    """Draws the first held-out images entire, at the evaluation's size."""
     config = run.config
     source = open_source(
         images_of(config, run.source),
@@ -101,7 +103,7 @@ def save_whole_images(run: Run) -> None:
         data_dir=config.data.data_dir,
         channels=config.model.channels,
     )
-    saved = 0
+    rows: list[final_sheet.Coded] = []
     for index in range(len(source)):
         try:
             image = resized(
@@ -112,13 +114,23 @@ def save_whole_images(run: Run) -> None:
             )
         except DataError:
             continue  # already named by the evaluation
-        picture = figures.side_by_side(image, np.asarray(reconstruct(run.state, image[None]))[0])
-        name = "".join(c if c.isalnum() or c in "-_" else "_" for c in source.name(index))[-60:]
-        enlarged = 2 if max(image.shape) <= _LONGEST_SIDE // 2 else 1
-        figures.save_png(run.folder / "reconstructions" / f"final_{name}.png", picture, enlarged)
-        saved += 1
-        if saved == _WHOLE_IMAGES:
+        rows.append(final_sheet.coded(run.state, Path(source.name(index)).name[-24:], image))
+        if len(rows) == _WHOLE_IMAGES:
             break
+    step = int(run.state.step)
+    final_sheet.write(path, rows, f"{run.folder.name}: held-out photographs after {step:,} updates")
+
+
+def save_animation(folder: Path) -> None:
+    """Puts the sheets of the run's evaluations together as ``learning.gif``, if there are two."""
+    from PIL import Image
+
+    sheets = [Image.open(path).convert("RGB") for path in sorted(folder.glob("step_*.png"))]
+    if len(sheets) > 1 and len({sheet.size for sheet in sheets}) == 1:
+        times = [400] * (len(sheets) - 1) + [2_000]
+        sheets[0].save(
+            folder / "learning.gif", save_all=True, append_images=sheets[1:], duration=times, loop=0
+        )
 
 
 def resized(image: np.ndarray, factor: int, resize: float, longest: int) -> np.ndarray:
@@ -145,10 +157,10 @@ def resized(image: np.ndarray, factor: int, resize: float, longest: int) -> np.n
 
 
 def compare(run: Run) -> tuple[list[str], dict[str, Any]]:
-    """PSNR of the model beside codecs that need no training by gradient, on held-out crops.
+    """The model beside codecs that need no training by gradient, on held-out crops.
 
     Returns:
-      The lines of a table, and the numbers by name (decibels, means over crops).
+      The lines of a table, and the numbers by name: decibels (means over crops) and bits/dim.
     """
     config = run.config
     factor, codes = config.model.downsampling, config.model.vocab_size
@@ -159,13 +171,16 @@ def compare(run: Run) -> tuple[list[str], dict[str, Any]]:
     rebuilt = [
         np.asarray(reconstruct(run.state, crops[i : i + part])) for i in range(0, len(crops), part)
     ]
-    bits = f"{np.log2(codes):.0f} bits per token"
+    evaluated = [r for r in read(run.folder / "metrics.jsonl") if r["split"] == "validation"]
+    bits = evaluated[-1]["bpd_hard"] if evaluated else None
+    budget = f"{np.log2(codes):.0f} bits per token"
     rows = {
-        "dvae": ("this model, hard codes", np.concatenate(rebuilt), bits),
-        "constant": ("constant colour of each crop", baselines.constant_colour(crops), ""),
+        "dvae": ("this model, hard codes", np.concatenate(rebuilt), bits, budget),
+        "constant": ("constant colour of each crop", baselines.constant_colour(crops), None, ""),
         "pooled": (
             f"pooled {factor} x {factor}",
             baselines.pooled(crops, factor),
+            None,
             "no token budget",
         ),
     }
@@ -180,15 +195,25 @@ def compare(run: Run) -> tuple[list[str], dict[str, Any]]:
             config.seed,
             sample=_PATCHES_PER_CODE * codes,
         )
-        rows["kmeans"] = (f"k-means patches, {codes} codes", quantised, bits)
+        rows["kmeans"] = (
+            f"k-means patches, {codes} codes",
+            quantised.images,
+            quantised.bits_per_dim,
+            budget,
+        )
     originals = jnp.asarray(crops / 255.0)
     values = {}
-    for name, (_, images, _) in rows.items():
+    title = f"{len(crops)} held-out crops of {config.image_size} x {config.image_size}"
+    lines = [f"{title:<34} {'PSNR':>6}     bits/dim"]
+    for name, (label, images, bits, note) in rows.items():
         error = metrics.mean_squared_error(jnp.asarray(images), originals)
-        values[name] = float(metrics.psnr(error).mean())
-    lines = [f"{len(crops)} held-out crops of {config.image_size} x {config.image_size}     PSNR"]
-    for name, (label, _, note) in rows.items():
-        lines.append(f"  {label:<32} {values[name]:6.2f} dB  {note}".rstrip())
+        values[f"psnr_{name}"] = float(metrics.psnr(error).mean())
+        length = "" if bits is None else f"{bits:.3f}"
+        lines.append(
+            f"  {label:<32} {values[f'psnr_{name}']:6.2f} dB  {length:>8}  {note}".rstrip()
+        )
+        if bits is not None:
+            values[f"bpd_{name}"] = bits
     if "kmeans" not in rows:
         lines.append(f"  k-means left out: {codes} codes are too many for so few patches per crop")
-    return lines, {f"psnr_{name}": value for name, value in values.items()}
+    return lines, values

@@ -308,8 +308,11 @@ def test_vector_quantisation_of_few_patches_is_lossless():
     ).reshape(3, 2, 2, 6, 3)
     batch = np.concatenate([batch[:, 0], batch[:, 1]], axis=1)
     for seed in range(20):
-        coded = baselines.vector_quantised(batch, batch, 2, 2, seed)
+        coded, bits = baselines.vector_quantised(batch, batch, 2, 2, seed)
         if np.abs(coded - batch / 255).max() < 1e-6:  # float32 codes
+            # One bit per patch of 12 values, and pixels that b at its floor all but knows: about
+            # half of them within their bin's half width, some 0.01 in logit units.
+            assert 1 / 12 < bits < 2.0
             break
     else:
         # Both starting points are of one kind half of the time: 20 times in a row, once in 10**6.
@@ -318,13 +321,17 @@ def test_vector_quantisation_of_few_patches_is_lossless():
 
 def test_vector_quantisation_uses_no_more_codes_and_repeats_itself():
     train, batch = images(8, 8, 8, 3), images(4, 8, 8, 3, seed=1)
-    coded = baselines.vector_quantised(batch, train, 2, 5, seed=0)
+    coded, bits = baselines.vector_quantised(batch, train, 2, 5, seed=0)
     assert coded.shape == batch.shape
     assert ((coded >= 0) & (coded <= 1)).all()
     patches = coded.reshape(4, 4, 2, 4, 2, 3).transpose(0, 1, 3, 2, 4, 5).reshape(64, -1)
     assert len(np.unique(patches, axis=0)) <= 5
-    np.testing.assert_array_equal(coded, baselines.vector_quantised(batch, train, 2, 5, seed=0))
-    more = baselines.vector_quantised(batch, train, 2, 100, seed=0)
+    again = baselines.vector_quantised(batch, train, 2, 5, seed=0)
+    np.testing.assert_array_equal(coded, again.images)
+    assert again.bits_per_dim == bits
+    # Of noise: no fewer than 8 bits, and not many more with scales fitted to such noise.
+    assert 8.0 < bits < 9.0
+    more = baselines.vector_quantised(batch, train, 2, 100, seed=0).images
     assert np.mean((more - batch / 255) ** 2) < np.mean((coded - batch / 255) ** 2)
     with pytest.raises(ValueError, match="128 training patches cannot give 129 codes"):
         baselines.vector_quantised(batch, train, 2, 129, seed=0)
