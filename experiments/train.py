@@ -78,22 +78,30 @@ def main(args: list[str]) -> None:
         if launch.distributed:
             processes.initialize(launch.coordinator, launch.num_processes, launch.process_id)
     main_process = processes.is_main()
+    head: list[str] = []
     if main_process:
         usual = flat(load(preset))
         changed = [f"{k} {v}" for k, v in flat(config).items() if v != usual[k]]
-        say(f"train.py  {', '.join((preset, *changed))}")
+        head = [f"train.py  {', '.join((preset, *changed))}"]
+
+    def tell(line: str) -> None:
+        """Says what runs before the first line of it, so that an error comes alone."""
+        while head:
+            say(head.pop())
+        say(line)
+
     if launch.dry_run:
         with one_line_errors(ValueError):
-            preflight.dry_run(config, launch.simulate is not None, say)
+            preflight.dry_run(config, launch.simulate is not None, tell)
         return
 
     from logit_laplace_jax.runs import loop, report
 
     try:
-        run = loop.train(config, launch=launch, say=say)
+        run = loop.train(config, launch=launch, say=tell)
         if main_process:
             with errors.clear_errors(run.folder, ""):
-                report.finish(run, say)
+                report.finish(run, tell)
         return
     except (errors.NonFiniteLoss, errors.OutOfMemory, errors.LostProcess) as error:
         status, message = 1, str(error)

@@ -14,7 +14,7 @@ from logit_laplace_jax.data.augment import area_resize
 from logit_laplace_jax.data.errors import DataError
 from logit_laplace_jax.data.sources import open_source
 from logit_laplace_jax.evaluation import baselines, metrics
-from logit_laplace_jax.runs import directory, final_sheet
+from logit_laplace_jax.runs import coding, directory, final_sheet
 from logit_laplace_jax.runs.loop import Run
 from logit_laplace_jax.runs.metrics import read
 from logit_laplace_jax.runs.streams import held_out, images_of, stack_crops, training_crops
@@ -95,7 +95,7 @@ def summary(run: Run) -> list[str]:
 
 
 def save_sheet(run: Run, path: Path) -> None:
-    """Draws the first held-out images entire, at the evaluation's size."""
+    """Draws the first held-out images entire, at most 512 pixels long."""
     config = run.config
     source = open_source(
         images_of(config, run.source),
@@ -103,18 +103,14 @@ def save_sheet(run: Run, path: Path) -> None:
         data_dir=config.data.data_dir,
         channels=config.model.channels,
     )
-    rows: list[final_sheet.Coded] = []
+    rows: list[tuple[str, coding.Coded]] = []
     for index in range(len(source)):
         try:
-            image = resized(
-                source[index],
-                config.model.downsampling,
-                config.evaluation.resize or 1.0,
-                _LONGEST_SIDE,
-            )
+            image = resized(source[index], config.model.downsampling, _LONGEST_SIDE)
         except DataError:
             continue  # already named by the evaluation
-        rows.append(final_sheet.coded(run.state, Path(source.name(index)).name[-24:], image))
+        name = Path(source.name(index)).name[-24:]
+        rows.append((name, coding.code(run.state, image, expected=True)))
         if len(rows) == _WHOLE_IMAGES:
             break
     step = int(run.state.step)
@@ -133,26 +129,25 @@ def save_animation(folder: Path) -> None:
         )
 
 
-def resized(image: np.ndarray, factor: int, resize: float, longest: int) -> np.ndarray:
+def resized(image: np.ndarray, factor: int, longest: int) -> np.ndarray:
     """Area-resizes an image and cuts it to a size that the model can halve.
 
     Args:
       image: uint8 [H, W, C].
       factor: the model's downsampling.
-      resize: in (0, 1].
-      longest: the longest side's limit in pixels, which lowers ``resize`` if need be.
+      longest: a larger image's longest side gets this many pixels.
 
     Returns:
       uint8 [H', W', C], sides multiples of ``factor``.
 
     Example:
-      >>> resized(np.zeros((99, 50, 3), np.uint8), factor=4, resize=0.5, longest=40).shape
+      >>> resized(np.zeros((99, 50, 3), np.uint8), factor=4, longest=40).shape
       (40, 20, 3)
     """
     height, width = image.shape[:2]
-    resize = min(resize, longest / max(height, width))
+    resize = min(1.0, longest / max(height, width))
     size = (max(factor, round(width * resize)), max(factor, round(height * resize)))
-    smaller = area_resize(image, size)
+    smaller = image if size == (width, height) else area_resize(image, size)
     return smaller[: size[1] // factor * factor, : size[0] // factor * factor]
 
 
@@ -184,7 +179,7 @@ def compare(run: Run) -> tuple[list[str], dict[str, Any]]:
             "no token budget",
         ),
     }
-    # k-means wants some dozens of patches per code.
+    # Of the crops that the model is trained on; k-means wants some dozens of patches per code.
     wanted = max(64, -(-_PATCHES_PER_CODE * codes // (config.image_size // factor) ** 2))
     if wanted <= _MOST_TRAINING_CROPS:
         quantised = baselines.vector_quantised(

@@ -230,3 +230,40 @@ def test_shares_outside_their_range_are_refused(wrong):
         augment.train_crop(noise(9, 9), 4, np.random.default_rng(0), min_crop=wrong)
     with pytest.raises(ValueError, match="must be in"):
         augment.grid_crops(noise(9, 9), 4, wrong)
+
+
+def test_the_largest_crop_bounds_what_is_taken():
+    # Channel 0 tells the column: its range over a crop tells the crop's width.
+    image = ramp(200, 200)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        crop = augment.train_crop(image, 16, rng, min_crop=0.1, max_crop=0.25)
+        assert np.ptp(crop[..., 0].astype(int)) <= 50  # a quarter of 200
+
+
+def test_jitter_keeps_grey_grey_and_repeats_itself():
+    image = noise(8, 8)
+    changed = [augment.jitter_colours(image, 1.0, np.random.default_rng(s)) for s in (0, 0, 1)]
+    np.testing.assert_array_equal(changed[0], changed[1])
+    assert (changed[0] != changed[2]).any()
+    still = augment.jitter_colours(image, 0.0, np.random.default_rng(0))
+    # The turn by no angle is the identity up to float32, far less than half a level.
+    np.testing.assert_array_equal(still, image)
+    grey = np.repeat(noise(8, 8, 1), 3, -1)
+    assert (np.ptp(augment.jitter_colours(grey, 1.0, np.random.default_rng(2)), -1) == 0).all()
+
+
+def test_without_jitter_the_crops_are_as_before():
+    image = noise(60, 80)
+    plain = augment.train_crop(image, 16, np.random.default_rng(5))
+    crop = augment.train_crop(image, 16, np.random.default_rng(5), jitter=1.0)
+    assert (plain != crop).any()
+    rng = np.random.default_rng(5)
+    augment.train_crop(image, 16, rng)
+    np.testing.assert_array_equal(crop, augment.jitter_colours(plain, 1.0, rng))
+
+
+@pytest.mark.parametrize("options", [{"max_crop": 0.0}, {"min_crop": 2.0}, {"jitter": -1.0}])
+def test_refused_options(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        augment.train_crop(noise(20, 20), 16, np.random.default_rng(0), **options)

@@ -186,7 +186,7 @@ def data_dir(tmp_path_factory):
 
 
 def test_every_photograph_is_there_and_the_splits_share_no_scene(data_dir):
-    for split, count in (("train", 8), ("validation", 2)):
+    for split, count in (("train", 9), ("validation", 2)):
         source = sources.open_source("photos", split, data_dir=data_dir)
         assert len(source) == count
         expected = {p.name for p in photos.PHOTOGRAPHS if p.split == split}
@@ -233,7 +233,7 @@ def test_preparing_is_quiet_needs_no_tensorflow_and_no_skimage(tmp_path):
         out, err = child.communicate(timeout=120)
         assert (child.returncode, out, err) == (0, "", "")
     left = [path.name for path in (tmp_path / "skimage_photos").iterdir()]
-    assert left == ["1.0.0"]
+    assert left == ["1.1.0"]
 
 
 def test_losing_the_race_is_no_error(tmp_path, monkeypatch):
@@ -245,7 +245,7 @@ def test_losing_the_race_is_no_error(tmp_path, monkeypatch):
         raise OSError("Directory not empty")
 
     monkeypatch.setattr(photos.SkimagePhotos, "download_and_prepare", slower)
-    assert photos.prepare(str(tmp_path)).info.splits["train"].num_examples == 8
+    assert photos.prepare(str(tmp_path)).info.splits["train"].num_examples == 9
 
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path):
@@ -256,7 +256,7 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path):
 
 
 def test_a_missing_or_changed_photograph_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(photos, "image_folder", lambda: tmp_path)
+    monkeypatch.setattr(photos, "image_folder", lambda package: tmp_path)
     photograph = photos.PHOTOGRAPHS[0]
     with pytest.raises(errors.DataError, match="cannot be read"):
         photos.read_photograph(photograph)
