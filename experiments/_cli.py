@@ -146,9 +146,25 @@ def quiet() -> None:
     """Silences libraries' narration; warnings of this project still show, as single lines."""
     logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
     logging.getLogger("logit_laplace_jax").setLevel(logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_Once())
     # Orbax and its threads log tracebacks of what reaches the caller as one exception.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+class _Once(logging.Filter):
+    """Lets every message through once: several streams come across the same broken image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        new = message not in self._seen
+        self._seen.add(message)
+        return new
 
 
 def _interrupt(number: int, _: object) -> None:

@@ -33,17 +33,23 @@ def start(config: Any, launch: Any, words: str, finish: Callable[[Any], None]) -
         if launch.distributed:
             processes.initialize(launch.coordinator, launch.num_processes, launch.process_id)
     main_process = processes.is_main()
-    if main_process:
-        say(f"{os.path.basename(sys.argv[0])}  {words}")
+    head = [f"{os.path.basename(sys.argv[0])}  {words}"] if main_process else []
+
+    def tell(line: str) -> None:
+        """Says what runs before the first line of it, so that an error comes alone."""
+        while head:
+            say(head.pop())
+        say(line)
+
     if launch.dry_run:
         with one_line_errors(ValueError):
-            preflight.dry_run(config, launch.simulate is not None, say)
+            preflight.dry_run(config, launch.simulate is not None, tell)
         return
 
     from logit_laplace_jax.runs import loop
 
     try:
-        run = loop.train(config, launch=launch, say=say)
+        run = loop.train(config, launch=launch, say=tell)
         if main_process:
             with errors.clear_errors(run.folder, ""):
                 finish(run)

@@ -59,7 +59,13 @@ def main(args: list[str]) -> None:
     )
     quiet()
     from logit_laplace_jax.data.errors import DataError
-    from logit_laplace_jax.runs import compiled_programs, directory, evaluation, report_page
+    from logit_laplace_jax.runs import (
+        compiled_programs,
+        directory,
+        evaluation,
+        report,
+        report_page,
+    )
     from logit_laplace_jax.runs.errors import CheckpointError
 
     compiled_programs.keep()
@@ -99,7 +105,9 @@ def main(args: list[str]) -> None:
         report_page.write_page(page, values, pictures, title)
         say(f"{folder}: step {values['step']}, evaluated in {seconds:.1f} s")
         say(report_page.table(values))
-        say(f"page      {page}\nnumbers   {folder / 'evaluation.json'}")
+        say(f"numbers   {folder / 'evaluation.json'}")
+        say(f"try it    {report.command('reconstruct.py', str(folder), 'YOUR_IMAGE.jpg')}")
+        say(f"page      {page}")
 
 
 def _text(values: Mapping[str, object]) -> str:

@@ -1,6 +1,9 @@
-"""Reconstructs images with a trained run: originals on the left, reconstructions on the right.
+"""Sends images through a trained run: reconstructions, tokens, and how long a code they make.
 
 python experiments/reconstruct.py RUN_DIR IMAGE... [--options]
+
+Writes two PNGs for each image: NAME_stepN.png, the original beside its reconstruction, and
+NAME_stepN_tokens.png, a pixel for each token with a colour for each code.
 """
 
 import dataclasses
@@ -21,7 +24,7 @@ class Options:
     """Run directory that train.py wrote."""
     images: tuple[Path, ...]
     """Image files: JPEG, PNG, WebP, TIFF, BMP, or the first frame of a GIF."""
-    longest_side: int = 512
+    longest_side: int = 2048
     """Larger images are area-resized until their longest side has this many pixels."""
     output: Path | None = None
     """Folder for the PNGs; default: RUN_DIR/reconstructions."""
@@ -43,16 +46,6 @@ def main(args: list[str]) -> None:
         config=(tyro.conf.PositionalRequiredArgs,),
     )
     quiet()
-    import numpy as np
-
-    from logit_laplace_jax.data import images
-    from logit_laplace_jax.evaluation import figures, metrics
-    from logit_laplace_jax.runs import compiled_programs, directory, report
-    from logit_laplace_jax.runs.errors import CheckpointError
-    from logit_laplace_jax.training import evaluation as evaluate
-
-    compiled_programs.keep()
-
     if not 1 <= options.enlarge <= 16:
         fail(f"--enlarge must lie in 1..16, got {options.enlarge}")
     if options.longest_side < 1:
@@ -62,18 +55,34 @@ def main(args: list[str]) -> None:
     folder = options.output or options.run_dir / "reconstructions"
     if folder.exists() and not folder.is_dir():
         fail(f"{folder} is a file; choose another --output folder")
+
+    from logit_laplace_jax.data import images
+    from logit_laplace_jax.evaluation import figures
+    from logit_laplace_jax.runs import coding, compiled_programs, directory, report
+    from logit_laplace_jax.runs.errors import CheckpointError
+
+    compiled_programs.keep()
     with one_line_errors(ValueError, CheckpointError):
         state = directory.load(options.run_dir, options.checkpoint)
     targets = _targets(options.images, folder, int(state.step))
     originals = [_decode(images, path, state.config.model.channels) for path in options.images]
     for target, original in zip(targets, originals, strict=True):
-        factor = state.config.model.downsampling
-        image = report.resized(original, factor, 1.0, options.longest_side)
-        rebuilt = np.asarray(evaluate.reconstruct(state, image[None]))
-        decibels = float(metrics.psnr(metrics.mean_squared_error(rebuilt, image[None] / 255.0))[0])
-        figures.save_png(target, figures.side_by_side(image, rebuilt[0]), options.enlarge)
-        size = f"{image.shape[1]} x {image.shape[0]}"
-        say(f"{target}: {size} pixels, PSNR {decibels:.2f} dB")
+        model = state.config.model
+        image = report.resized(original, model.downsampling, options.longest_side)
+        coded = coding.code(state, image)
+        figures.save_png(target, figures.side_by_side(image, coded.rebuilt), options.enlarge)
+        tokens = target.with_name(f"{target.stem}_tokens.png")
+        figures.save_png(tokens, figures.token_colours(model.vocab_size)[coded.tokens])
+        height, width = image.shape[:2]
+        resized = "" if image.shape == original.shape else " (resized or cut)"
+        rows, columns = coded.tokens.shape
+        png, webp = (figures.lossless_bits(image, kind) for kind in ("PNG", "WEBP"))
+        say(f"{target}: {width} x {height} pixels{resized}, PSNR {coded.psnr:.2f} dB")
+        say(f"{tokens}: {columns} x {rows} tokens of {model.vocab_size} codes")
+        say(
+            f"  lossless, bits/dim: {coded.bits_per_dim:.3f} with this model (exact, tokens "
+            f"included), {png:.3f} as PNG, {webp:.3f} as WebP"
+        )
 
 
 def _targets(paths: tuple[Path, ...], folder: Path, step: int) -> list[Path]:
@@ -82,7 +91,8 @@ def _targets(paths: tuple[Path, ...], folder: Path, step: int) -> list[Path]:
     for path in paths:
         name = f"{path.stem}_step{step}"
         numbered = (folder / f"{name}{f'_{i}' if i else ''}.png" for i in itertools.count())
-        targets.append(next(t for t in numbered if t not in targets and not t.exists()))
+        free = (t for t in numbered if t not in targets and not t.exists())
+        targets.append(next(t for t in free if not t.with_name(f"{t.stem}_tokens.png").exists()))
     return targets
 
 

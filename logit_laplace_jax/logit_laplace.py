@@ -1,6 +1,8 @@
 """The distribution as an object: a pytree of its two parameters."""
 
 import dataclasses
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -92,6 +94,10 @@ class LogitLaplace:
         """P(X > x); see :func:`survival`."""
         return distribution.survival(x, self.loc, self.log_scale)
 
+    def prob(self, x: ArrayLike) -> Array:
+        """Density of x, exp of :meth:`log_prob`."""
+        return jnp.exp(self.log_prob(x))
+
     def log_survival(self, x: ArrayLike) -> Array:
         """ln P(X > x); see :func:`log_survival`."""
         return distribution.log_survival(x, self.loc, self.log_scale)
@@ -124,6 +130,10 @@ class LogitLaplace:
         """Variance of x; see :func:`variance`."""
         return distribution.variance(self.loc, self.log_scale)
 
+    def stddev(self) -> Array:
+        """Standard deviation of x, the root of :meth:`variance`."""
+        return jnp.sqrt(self.variance())
+
     def median(self) -> Array:
         """Median of x; see :func:`median`."""
         return distribution.median(self.loc, self.log_scale)
@@ -151,3 +161,13 @@ class LogitLaplace:
     def pixel_pit(self, pixels: ArrayLike, eps: float = 0.1, key: Array | None = None) -> Array:
         """The probability integral transform of 8-bit values; see :func:`pixel_pit`."""
         return pixel_masses.pixel_pit(pixels, self.loc, self.log_scale, eps, key)
+
+    def __getitem__(self, index: Any) -> "LogitLaplace":
+        """The distributions at an index of the batch, as of an array of shape ``batch_shape``."""
+        loc, log_scale = jnp.broadcast_arrays(self.loc, self.log_scale)
+        return LogitLaplace(loc[index], log_scale[index])
+
+    def __iter__(self) -> Iterator["LogitLaplace"]:
+        """The distributions along the first axis of the batch."""
+        loc, log_scale = jnp.broadcast_arrays(self.loc, self.log_scale)
+        return (LogitLaplace(*pair) for pair in zip(loc, log_scale, strict=True))

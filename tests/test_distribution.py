@@ -576,6 +576,17 @@ def test_methods_are_the_functions():
         np.testing.assert_array_equal(method, function)
 
 
+def test_parts_of_a_batch_and_the_everyday_names():
+    d = ll.LogitLaplace(jnp.zeros((3, 1)), jnp.array([-1.0, 0.0]))
+    assert d[1].batch_shape == (2,)
+    assert d[1] == ll.LogitLaplace(jnp.zeros(2), jnp.array([-1.0, 0.0]))
+    assert d[..., 0].batch_shape == (3,)
+    assert [part.batch_shape for part in d] == [(2,)] * 3
+    # One rounding of exp and of the square root.
+    np.testing.assert_allclose(d.prob(0.3), np.exp(d.log_prob(0.3)), rtol=1e-6)
+    np.testing.assert_allclose(d.stddev() ** 2, d.variance(), rtol=1e-6)
+
+
 def test_distribution_is_a_frozen_pytree():
     d = ll.LogitLaplace(LOC, log_scale=LOG_SCALE)
     for name in ("loc", "log_scale"):

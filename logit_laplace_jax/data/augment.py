@@ -32,9 +32,9 @@ def train_crop(
     rng: np.random.Generator,
     *,
     min_crop: float = 1.0,
+    max_crop: float = 1.0,
+    jitter: float = 0.0,
     flip: bool = True,
-    turn: bool = False,
-    colour: float = 0.0,
 ) -> np.ndarray:
     """The augmentation of Ramesh et al. (2021), listing 1, at a random place of the photograph.
 
@@ -43,32 +43,35 @@ def train_crop(
     12/8·size (rounded up and down), both bounds cut to the crop's side.
 
     The paper's square has the photograph's short side. With few large photographs and small crops
-    `min_crop < 1` gives more variety: the side is log-uniform from min_crop·short to short, but not
-    below 9/8·size, so that nothing is enlarged.
+    `min_crop < 1` gives more variety: the side is log-uniform from min_crop·short to
+    max_crop·short, but not below 9/8·size, so that nothing is enlarged.
 
     Args:
         image: uint8 [H, W, C], both sides at least `size`.
         size: side of the result, in pixels.
         rng: the source of every choice; equal generators give equal crops.
         min_crop: smallest side of the square, as a share of the short side, in (0, 1].
+        max_crop: largest side, likewise; at least `min_crop` where that is below 1.
+        jitter: strength of :func:`jitter_colours` after the crop; 0 leaves the colours alone.
         flip: whether to flip at all.
-        turn: turn by a random multiple of 90 degrees (not in the paper; for few photographs).
-        colour: strength of a random change of colours (likewise); see :func:`change_colours`.
 
     Returns:
         uint8 [size, size, C].
 
     Raises:
         TooSmallImage: the short side is below `size`.
-        ValueError: `min_crop` is outside (0, 1].
+        ValueError: `min_crop` or `max_crop` is outside (0, 1], or `jitter` is negative.
 
     Example:
         >>> photo = np.zeros((60, 80, 3), np.uint8)
         >>> train_crop(photo, 32, np.random.default_rng(0), min_crop=0.5).shape
         (32, 32, 3)
     """
-    if not 0 < min_crop <= 1:
-        raise ValueError(f"min_crop must be in (0, 1], not {min_crop}")
+    for name, share in (("min_crop", min_crop), ("max_crop", max_crop)):
+        if not 0 < share <= 1:
+            raise ValueError(f"{name} must be in (0, 1], not {share}")
+    if jitter < 0:
+        raise ValueError(f"jitter must be 0 or more, not {jitter}")
     height, width = _checked(image, size)
     short = min(height, width)
     t_low = math.ceil(size * 9 / 8)
@@ -76,7 +79,8 @@ def train_crop(
     side = short
     if min_crop < 1:
         low = min(max(min_crop * short, t_low), short)
-        side = min(round(low * (short / low) ** rng.random()), short)
+        high = max(max_crop * short, low)
+        side = min(round(low * (high / low) ** rng.random()), short)
     top = rng.integers(height - side, endpoint=True)
     left = rng.integers(width - side, endpoint=True)
     t = int(rng.integers(min(side, t_low), min(side, t_high), endpoint=True))
@@ -87,44 +91,47 @@ def train_crop(
     scale = side / t
     box = (left + x * scale, top + y * scale, left + (x + size) * scale, top + (y + size) * scale)
     crop = area_resize(image, (size, size), box)
-    crop = crop[:, ::-1] if flip and mirrored else crop
-    # Drawn after all else, and only where asked for: the paper's crops stay the same.
-    if turn:
-        crop = np.rot90(crop, int(rng.integers(4)))
-    return change_colours(crop, colour, rng) if colour else crop
+    if flip and mirrored:
+        crop = crop[:, ::-1]
+    return jitter_colours(crop, jitter, rng) if jitter > 0 else crop
 
 
-def change_colours(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """Another light and other paints: brightness, contrast, saturation and hue at random.
+_GREY = np.full(3, 1 / math.sqrt(3))
+_CHROMA = np.array([[2, -1, -1], [0, math.sqrt(3), -math.sqrt(3)]]) / math.sqrt(6)
+"""An orthonormal basis of the colours: along grey, and the two directions of colourfulness."""
 
-    Each grey value y becomes 255 (y/255)^g around a new contrast, and colour, the difference from
-    grey, is scaled and turned around the grey axis. At strength 1 gamma and saturation change by
-    up to a factor of 2, contrast by up to 1.4, and the hue by any angle; less in proportion.
+
+def jitter_colours(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """Changes contrast, brightness, saturation and hue of a whole image a little, at random.
+
+    At strength 1: contrast by a log-normal factor of deviation 0.2 about mid-grey, brightness by a
+    normal shift of deviation 18 levels, saturation by a factor uniform in [0.7, 1.3], hue by an
+    angle uniform within 18 degrees. All grow in proportion to the strength.
 
     Args:
-        image: uint8 [H, W, C]; a grey one has no saturation and no hue.
-        strength: in (0, 1].
+        image: uint8 [H, W, C]; of one channel only contrast and brightness change.
+        strength: 0 or more.
         rng: the source of every choice.
 
     Returns:
-        uint8 [H, W, C].
+        uint8 [H, W, C], clipped to 0…255.
 
     Example:
-        >>> grey = np.full((1, 1, 3), 100, np.uint8)
-        >>> bool(np.ptp(change_colours(grey, 0.5, np.random.default_rng(0))) == 0)
+        >>> grey = np.full((2, 2, 3), 90, np.uint8)
+        >>> bool((jitter_colours(grey, 1.0, np.random.default_rng(0)).std(-1) == 0).all())
         True
     """
-    gamma, contrast, saturation = np.exp(strength * rng.uniform(-1, 1, 3) * np.log([2.0, 1.4, 2.0]))
-    angle = strength * np.pi * rng.uniform(-1, 1)
-    x = image.astype(np.float32) / 255
-    grey = x.mean(-1, keepdims=True)
-    paint = x - grey
+    contrast = math.exp(strength * rng.normal(0.0, 0.2))
+    brightness = strength * rng.normal(0.0, 18.0)
+    saturation = max(1.0 + strength * rng.uniform(-0.3, 0.3), 0.0)
+    angle = strength * math.pi * rng.uniform(-0.1, 0.1)
+    x = image.astype(np.float32)
     if image.shape[-1] == 3:
-        # Rodrigues' rotation about the grey axis, to which the difference from grey is orthogonal.
-        across = (np.roll(paint, 1, -1) - np.roll(paint, -1, -1)) / np.sqrt(3)
-        paint = saturation * (np.cos(angle) * paint + np.sin(angle) * across)
-    light = contrast * (grey**gamma - 0.5) + 0.5
-    return np.rint(255 * np.clip(light + paint, 0, 1)).astype(np.uint8)
+        cos, sin = saturation * math.cos(angle), saturation * math.sin(angle)
+        turn = _CHROMA.T @ np.array([[cos, -sin], [sin, cos]]) @ _CHROMA + np.outer(_GREY, _GREY)
+        x = x @ turn.T.astype(np.float32)
+    x = (x - 127.5) * contrast + (127.5 + brightness)
+    return np.rint(np.clip(x, 0, 255)).astype(np.uint8)
 
 
 def eval_crop(image: np.ndarray, size: int) -> np.ndarray:

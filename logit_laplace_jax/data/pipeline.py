@@ -131,8 +131,8 @@ def train_batches(
     seed: int,
     channels: int = 3,
     min_crop: float = 1.0,
-    turn: bool = False,
-    colour: float = 0.0,
+    max_crop: float = 1.0,
+    jitter: float = 0.0,
     augment: bool = True,
     classes: Sequence[str] | None = None,
     data_dir: str | None = None,
@@ -148,9 +148,9 @@ def train_batches(
         batch_size: number B of crops in a batch, over all shards.
         seed: decides order and crops, any integer ≥ 0.
         channels: 3 for RGB, 1 for grey.
-        min_crop: smallest crop, as a share of the short side (see `augment.train_crop`).
-        turn: turn crops by random multiples of 90 degrees.
-        colour: strength of random changes of colour, in [0, 1] (see `augment.change_colours`).
+        min_crop, max_crop: bounds of the crops, as shares of the short side (see
+            `augment.train_crop`).
+        jitter: strength of random changes of colour (see `augment.jitter_colours`).
         augment: False cuts the centre square of every image, as evaluation does.
         classes: names of classes; the batches then have labels, which are places in this list.
         data_dir: where TFDS keeps its data sets.
@@ -177,11 +177,13 @@ def train_batches(
     """
     threads = _check_sizes(image_size, batch_size, threads)
     part = _part(batch_size, shard_index, shard_count)
-    if not 0 < min_crop <= 1:
-        raise DataError(f"min_crop must be in (0, 1], not {min_crop}")
-    if not 0 <= colour <= 1:
-        raise DataError(f"colour must be in [0, 1], not {colour}")
-    augmented = functools.partial(train_crop, min_crop=min_crop, turn=turn, colour=colour)
+    if not 0 < min_crop <= max_crop <= 1:
+        raise DataError(
+            f"min_crop and max_crop must be in (0, 1] and in order, not {min_crop} and {max_crop}"
+        )
+    if jitter < 0:
+        raise DataError(f"jitter must be 0 or more, not {jitter}")
+    augmented = functools.partial(train_crop, min_crop=min_crop, max_crop=max_crop, jitter=jitter)
     if seed < 0:
         raise DataError(f"seed must be at least 0, not {seed}")
     source = _open(spec, "train", data_dir, channels)
@@ -217,8 +219,9 @@ def train_batches(
         stream = stream[shard_index::shard_count]
     # The shards are left out: one state fits any number of them.
     options: tuple[Any, ...] = (image_size, batch_size, seed, min_crop)
-    if turn or colour:  # left out at their defaults: places saved before they existed stay valid
-        options += (turn, colour)
+    # Left out at their defaults: places saved before they existed stay valid.
+    if max_crop < 1 or jitter:
+        options += (max_crop, jitter)
     if not augment or classes is not None:
         options += (augment, tuple(classes or ()))
     return TrainBatches(

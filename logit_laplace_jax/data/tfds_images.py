@@ -96,7 +96,8 @@ def read_labels(
       label(i), the name of image i's class, and the names of all classes; None and None where
       there are no classes.
     """
-    feature = builder.info.features.get("label")
+    features = builder.info.features
+    feature = features["label"] if "label" in features else None
     if not isinstance(feature, tfds.features.ClassLabel):
         return None, None
     features = tfds.features.FeaturesDict({"label": feature})

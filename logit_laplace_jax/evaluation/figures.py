@@ -1,5 +1,7 @@
 """Pictures of reconstructions, as PNG."""
 
+import colorsys
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,6 +48,29 @@ def grid(rows: Sequence[np.ndarray], limit: int = 12) -> np.ndarray:
     gap = np.full((_GAP, strips[0].shape[1], 3), 255, np.uint8)
     parts = [p for strip in strips for p in (gap, strip)][1:]
     return np.concatenate(parts, axis=0)
+
+
+def token_colours(vocab_size: int) -> np.ndarray:
+    """A colour for each code, neighbours far apart: uint8 [vocab_size, 3].
+
+    >>> token_colours(2).tolist()
+    [[229, 114, 114], [70, 78, 140]]
+    """
+    golden = 0.618033988749895  # multiples of it, modulo 1, spread evenly whatever their number
+    hues = (golden * np.arange(vocab_size)) % 1.0
+    values = (0.9, 0.55, 0.75)
+    colours = [colorsys.hsv_to_rgb(h, 0.5, values[i % 3]) for i, h in enumerate(hues)]
+    return (np.array(colours) * 255.0).astype(np.uint8)
+
+
+def lossless_bits(image: np.ndarray, kind: str) -> float:
+    """Bits per value that an image, uint8 [H, W, C], takes as a lossless file (PNG or WEBP)."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    picture.save(file, kind, **({"lossless": True, "method": 4} if kind == "WEBP" else {}))
+    return 8.0 * file.tell() / image.size
 
 
 def save_png(path: Path, picture: np.ndarray, scale: int = 1) -> None:

@@ -231,7 +231,10 @@ def _floats(stats: Array, num_stats: int) -> Array:
     chex.assert_type(stats, float)
     maps = stats.shape[-1]
     if maps % num_stats:
-        raise ValueError(f"stats have {maps} maps, not a multiple of {num_stats} a channel")
+        raise ValueError(
+            f"stats {stats.shape} have {maps} maps, no multiple of the {num_stats} per channel "
+            "that this likelihood needs"
+        )
     return lax.convert_element_type(stats, jnp.promote_types(stats.dtype, jnp.float32))
 
 
@@ -248,11 +251,20 @@ def check_pixels(pixels: Array, stats: Array, num_stats: int) -> None:
 
     chex.assert_type(pixels, jnp.uint8)
     chex.assert_type(stats, float)
-    chex.assert_shape(pixels, (*stats.shape[:-1], stats.shape[-1] // num_stats))
-    if stats.shape[-1] % num_stats:
+    maps = stats.shape[-1]
+    if maps % num_stats:
         raise ValueError(
-            f"stats have {stats.shape[-1]} maps, not a multiple of {num_stats} a channel"
+            f"stats {stats.shape} have {maps} maps, no multiple of the {num_stats} per channel "
+            "that this likelihood needs"
         )
+    chex.assert_shape(
+        pixels,
+        (*stats.shape[:-1], maps // num_stats),
+        custom_message=(
+            f"stats {stats.shape} do not fit pixels {pixels.shape}: this likelihood needs stats "
+            f"[..., {num_stats} * channels], all channels' first statistic, then their second"
+        ),
+    )
 
 
 def check_noise(noise: Array, pixels: Array) -> None:

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,8 +51,9 @@ def check(folder: Path, config: RunConfig) -> None:
             lines.append("--steps changes schedules that last the whole run")
         if lines:
             raise RunError(
-                f"{folder} holds a run of another configuration ({'; '.join(lines)}); "
-                "choose another --run-dir, or give the same options to resume"
+                f"{folder} holds a run of another configuration ({'; '.join(lines)}): give the "
+                f"same options to resume it, another --run-dir for a new run, or also "
+                f"--init-from {shlex.quote(str(folder))} to start that one from these weights"
             )
         _check_environment(folder)
     elif folder.is_dir() and any(p.name != f"{_CONFIG}.part" for p in folder.iterdir()):

@@ -138,6 +138,7 @@ class MetricLog:
         self._pending = collections.deque()
         self._fetched: list[tuple[int, Row, float]] = []
         self._last_good = step
+        self._compiled = False
         self._clock = time.perf_counter()
         self.training_seconds = 0.0
         self.waiting_seconds = 0.0
@@ -167,6 +168,10 @@ class MetricLog:
         Raises:
           NonFiniteLoss: the loss or the gradient of an earlier update is not finite.
         """
+        if not self._compiled:
+            # The first update was compiled until now, which tells nothing of the time that is left.
+            self._compiled = True
+            self.restart_clock()
         self._pending.append((step, metrics, waited))
         arrived = self._take() if len(self._pending) > _IN_FLIGHT else None
         if time.perf_counter() - self._clock > _FLUSH_SECONDS:
@@ -241,6 +246,7 @@ class MetricLog:
     def restart_clock(self) -> None:
         """Leaves the time since the last flush (evaluation, checkpoint) out of the rate."""
         self._clock = time.perf_counter()
+        self._bar.unpause()
 
     def close(self) -> None:
         """Ends the progress bar."""

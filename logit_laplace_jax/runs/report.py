@@ -1,4 +1,4 @@
-"""The end of a run: whole photographs to look at, and a table to read the PSNR by."""
+"""The end of a run: a sheet of photographs to look at, and a table to read the numbers by."""
 
 import json
 import shlex
@@ -13,8 +13,8 @@ import numpy as np
 from logit_laplace_jax.data.augment import area_resize
 from logit_laplace_jax.data.errors import DataError
 from logit_laplace_jax.data.sources import open_source
-from logit_laplace_jax.evaluation import baselines, figures, metrics
-from logit_laplace_jax.runs import directory
+from logit_laplace_jax.evaluation import baselines, metrics
+from logit_laplace_jax.runs import coding, directory, final_sheet
 from logit_laplace_jax.runs.loop import Run
 from logit_laplace_jax.runs.metrics import read
 from logit_laplace_jax.runs.streams import held_out, images_of, stack_crops, training_crops
@@ -32,7 +32,7 @@ _MOST_TRAINING_CROPS = 8_192
 
 
 def finish(run: Run, say: Callable[[str], None] = print) -> None:
-    """Writes whole held-out images and ``summary.json``, then says what became of the run.
+    """Writes the pictures and ``summary.json``, then says what became of the run.
 
     Args:
       run: a run whose training is complete. If it was complete before, a report that stands is
@@ -40,23 +40,25 @@ def finish(run: Run, say: Callable[[str], None] = print) -> None:
       say: prints one line.
     """
     folder = run.folder
+    sheet = folder / "reconstructions" / "final.png"
     if run.trained or not (folder / "summary.json").exists():
-        save_whole_images(run)
+        save_sheet(run, sheet)
+        save_animation(folder / "reconstructions")
         lines, values = compare(run)
         directory.write_whole(folder / "summary.json", json.dumps(values, indent=2) + "\n")
         for line in ("", *lines):
             say(line)
     for line in ("", *summary(run)):
         say(line)
+    say(f"metrics   {folder / 'metrics.jsonl'}; TensorBoard: tensorboard --logdir {folder}")
+    say(f"evaluate  {command('evaluate.py', str(folder))}")
+    say(f"try it    {command('reconstruct.py', str(folder), 'YOUR_IMAGE.jpg')}")
+    say(f"pictures  {sheet}")
 
-    def command(script: str, *args: str) -> str:
-        here = Path(sys.argv[0]).parent
-        return shlex.join([sys.executable, str(here / script), str(folder), *args])
 
-    say(f"pictures  {folder / 'reconstructions'} (left or above: the original)")
-    say(f"metrics   {folder / 'metrics.jsonl'}, TensorBoard events in {folder / 'tensorboard'}")
-    say(f"evaluate  {command('evaluate.py')}")
-    say(f"try it    {command('reconstruct.py', 'YOUR_IMAGE.jpg')}")
+def command(script: str, *args: str) -> str:
+    """The line that runs another of the scripts, as the running one was run."""
+    return shlex.join([sys.executable, str(Path(sys.argv[0]).parent / script), *args])
 
 
 def summary(run: Run) -> list[str]:
@@ -92,8 +94,8 @@ def summary(run: Run) -> list[str]:
     return lines
 
 
-def save_whole_images(run: Run) -> None:
-    """Saves the first held-out images entire, originals on the left, as ``final_NAME.png``."""
+def save_sheet(run: Run, path: Path) -> None:
+    """Draws the first held-out images entire, at most 512 pixels long."""
     config = run.config
     source = open_source(
         images_of(config, run.source),
@@ -101,46 +103,51 @@ def save_whole_images(run: Run) -> None:
         data_dir=config.data.data_dir,
         channels=config.model.channels,
     )
-    saved = 0
+    rows: list[tuple[str, coding.Coded]] = []
     for index in range(len(source)):
         try:
-            image = resized(
-                source[index],
-                config.model.downsampling,
-                config.evaluation.resize or 1.0,
-                _LONGEST_SIDE,
-            )
+            image = resized(source[index], config.model.downsampling, _LONGEST_SIDE)
         except DataError:
             continue  # already named by the evaluation
-        picture = figures.side_by_side(image, np.asarray(reconstruct(run.state, image[None]))[0])
-        name = "".join(c if c.isalnum() or c in "-_" else "_" for c in source.name(index))[-60:]
-        enlarged = 2 if max(image.shape) <= _LONGEST_SIDE // 2 else 1
-        figures.save_png(run.folder / "reconstructions" / f"final_{name}.png", picture, enlarged)
-        saved += 1
-        if saved == _WHOLE_IMAGES:
+        name = Path(source.name(index)).name[-24:]
+        rows.append((name, coding.code(run.state, image, expected=True)))
+        if len(rows) == _WHOLE_IMAGES:
             break
+    step = int(run.state.step)
+    final_sheet.write(path, rows, f"{run.folder.name}: held-out photographs after {step:,} updates")
 
 
-def resized(image: np.ndarray, factor: int, resize: float, longest: int) -> np.ndarray:
+def save_animation(folder: Path) -> None:
+    """Puts the sheets of the run's evaluations together as ``learning.gif``, if there are two."""
+    from PIL import Image
+
+    sheets = [Image.open(path).convert("RGB") for path in sorted(folder.glob("step_*.png"))]
+    if len(sheets) > 1 and len({sheet.size for sheet in sheets}) == 1:
+        times = [400] * (len(sheets) - 1) + [2_000]
+        sheets[0].save(
+            folder / "learning.gif", save_all=True, append_images=sheets[1:], duration=times, loop=0
+        )
+
+
+def resized(image: np.ndarray, factor: int, longest: int) -> np.ndarray:
     """Area-resizes an image and cuts it to a size that the model can halve.
 
     Args:
       image: uint8 [H, W, C].
       factor: the model's downsampling.
-      resize: in (0, 1].
-      longest: the longest side's limit in pixels, which lowers ``resize`` if need be.
+      longest: a larger image's longest side gets this many pixels.
 
     Returns:
       uint8 [H', W', C], sides multiples of ``factor``.
 
     Example:
-      >>> resized(np.zeros((99, 50, 3), np.uint8), factor=4, resize=0.5, longest=40).shape
+      >>> resized(np.zeros((99, 50, 3), np.uint8), factor=4, longest=40).shape
       (40, 20, 3)
     """
     height, width = image.shape[:2]
-    resize = min(resize, longest / max(height, width))
+    resize = min(1.0, longest / max(height, width))
     size = (max(factor, round(width * resize)), max(factor, round(height * resize)))
-    smaller = area_resize(image, size)
+    smaller = image if size == (width, height) else area_resize(image, size)
     return smaller[: size[1] // factor * factor, : size[0] // factor * factor]
 
 
@@ -148,8 +155,7 @@ def compare(run: Run) -> tuple[list[str], dict[str, Any]]:
     """The model beside codecs that need no training by gradient, on held-out crops.
 
     Returns:
-      The lines of a table, and the numbers by name: ``psnr_*`` in decibels, means over crops, and
-      ``bpd_*``, exact bits per value with all that has to be sent, where there is a code.
+      The lines of a table, and the numbers by name: decibels (means over crops) and bits/dim.
     """
     config = run.config
     factor, codes = config.model.downsampling, config.model.vocab_size
@@ -160,21 +166,20 @@ def compare(run: Run) -> tuple[list[str], dict[str, Any]]:
     rebuilt = [
         np.asarray(reconstruct(run.state, crops[i : i + part])) for i in range(0, len(crops), part)
     ]
-    bits = f"{np.log2(codes):.0f} bits per token"
+    evaluated = [r for r in read(run.folder / "metrics.jsonl") if r["split"] == "validation"]
+    bits = evaluated[-1]["bpd_hard"] if evaluated else None
+    budget = f"{np.log2(codes):.0f} bits per token"
     rows = {
-        "dvae": ("this model, hard codes", np.concatenate(rebuilt), bits),
-        "constant": ("constant colour of each crop", baselines.constant_colour(crops), ""),
+        "dvae": ("this model, hard codes", np.concatenate(rebuilt), bits, budget),
+        "constant": ("constant colour of each crop", baselines.constant_colour(crops), None, ""),
         "pooled": (
             f"pooled {factor} x {factor}",
             baselines.pooled(crops, factor),
+            None,
             "no token budget",
         ),
     }
-    lengths = {}
-    evaluated = [row for row in read(run.folder / "metrics.jsonl") if row["split"] == "validation"]
-    if evaluated:
-        lengths["dvae"] = evaluated[-1]["bpd_hard"]
-    # k-means wants some dozens of patches per code.
+    # Of the crops that the model is trained on; k-means wants some dozens of patches per code.
     wanted = max(64, -(-_PATCHES_PER_CODE * codes // (config.image_size // factor) ** 2))
     if wanted <= _MOST_TRAINING_CROPS:
         quantiser = baselines.fit_quantiser(
@@ -184,19 +189,25 @@ def compare(run: Run) -> tuple[list[str], dict[str, Any]]:
             config.seed,
             sample=_PATCHES_PER_CODE * codes,
         )
-        rows["kmeans"] = (f"k-means patches, {codes} codes", quantiser.reconstruct(crops), bits)
-        lengths["kmeans"] = float(quantiser.bits_per_dim(crops).mean())
+        rows["kmeans"] = (
+            f"k-means patches, {codes} codes",
+            quantiser.reconstruct(crops),
+            float(quantiser.bits_per_dim(crops).mean()),
+            budget,
+        )
     originals = jnp.asarray(crops / 255.0)
     values = {}
-    for name, (_, images, _) in rows.items():
+    title = f"{len(crops)} held-out crops of {config.image_size} x {config.image_size}"
+    lines = [f"{title:<34} {'PSNR':>6}     bits/dim"]
+    for name, (label, images, bits, note) in rows.items():
         error = metrics.mean_squared_error(jnp.asarray(images), originals)
-        values[name] = float(metrics.psnr(error).mean())
-    size = f"{config.image_size} x {config.image_size}"
-    lines = [f"{f'{len(crops)} held-out crops of {size}':<34}     PSNR   bits/dim"]
-    for name, (label, _, note) in rows.items():
-        length = f"{lengths[name]:8.3f}" if name in lengths else " " * 8
-        lines.append(f"  {label:<32} {values[name]:6.2f} dB {length}   {note}".rstrip())
+        values[f"psnr_{name}"] = float(metrics.psnr(error).mean())
+        length = "" if bits is None else f"{bits:.3f}"
+        lines.append(
+            f"  {label:<32} {values[f'psnr_{name}']:6.2f} dB  {length:>8}  {note}".rstrip()
+        )
+        if bits is not None:
+            values[f"bpd_{name}"] = bits
     if "kmeans" not in rows:
         lines.append(f"  k-means left out: {codes} codes are too many for so few patches per crop")
-    numbers = {f"psnr_{name}": value for name, value in values.items()}
-    return lines, numbers | {f"bpd_{name}": value for name, value in lengths.items()}
+    return lines, values

@@ -9,7 +9,7 @@ import numpy as np
 
 from logit_laplace_jax import pixel_map
 from logit_laplace_jax.evaluation import figures
-from logit_laplace_jax.models.data_init import normalise_encoder
+from logit_laplace_jax.models.data_init import initial_codebook, normalise_encoder
 from logit_laplace_jax.models.sampling import sample
 from logit_laplace_jax.runs import directory, pictures
 from logit_laplace_jax.runs.streams import training_crops
@@ -86,7 +86,7 @@ class Autoencoder:
             state, fresh = started_from(state, config.init_from)
             anew = f"{'; anew: ' if fresh else ''}{', '.join(fresh)}"
             return state, [f"weights   of {config.init_from}{anew}"]
-        if config.init == "data":
+        if config.init != "openai":
             state = normalised_on_data(state, self._source)
         return state, []
 
@@ -156,9 +156,13 @@ class PriorTask:
 
 
 def normalised_on_data(state: TrainState, source: Any = None) -> TrainState:
-    """The state with its encoder normalised on training crops (``init`` data)."""
+    """The state with its encoder normalised on training crops (``init`` data or codebook)."""
     config = state.config
     crops = training_crops(config, _INIT_CROPS, source)
     x = pixel_map.map_pixels(crops, config.likelihood.eps)
-    params = normalise_encoder(config.model, state.params, x, config.init_logit_std)
+    if config.init == "codebook":
+        key = jax.random.fold_in(directory.keys(config)[0], 1)
+        params = initial_codebook(config.model, state.params, x, config.init_logit_std, key)
+    else:
+        params = normalise_encoder(config.model, state.params, x, config.init_logit_std)
     return state.replace(params=params, ema_params=jax.tree.map(jnp.copy, params))

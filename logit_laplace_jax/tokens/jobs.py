@@ -37,6 +37,9 @@ _NAMED_IN_LOG = 20
 
 Say = Callable[[str], None]
 
+_NAMED = 8
+"""At most so many of the decoded images are named."""
+
 
 def encode(
     tokenizer: Tokenizer,
@@ -208,6 +211,8 @@ def decode(
         output.rmdir()  # refuses, should it hold anything by now
     folder.rename(output)
     say(f"images    {output}: {len(paths)}")
+    for path in paths[:_NAMED]:
+        say(f"          {output / path}")
     return [output / path for path in paths]
 
 
@@ -412,6 +417,8 @@ def _file_names(names: Iterable[str]) -> list[Path]:
     taken: set[str] = set()
     for name in names:
         words = [word for word in re.split(r"[/\\]", name) if word.strip(". ")]
+        if re.match(r"[/\\]|[A-Za-z]:", name):  # absolute: its folders are another machine's
+            words = words[-1:]
         words = [re.sub(r"[^\w. -]|^\.", "_", word)[-120:] for word in words] or ["image"]
         stem, dot, ending = words[-1].rpartition(".")
         if not stem or f"{dot}{ending}".lower() not in EXTENSIONS:

@@ -13,7 +13,7 @@ from logit_laplace_jax.models.config import DVAEConfig
 from logit_laplace_jax.models.prior_config import PriorConfig
 from logit_laplace_jax.training.schedules import Schedule
 
-Init = Literal["openai", "data"]
+Init = Literal["openai", "data", "codebook"]
 Objective = Literal["density", "mass"]
 ScaleMode = Literal["per_pixel", "per_channel", "shared", "fixed", "optimal"]
 ParallelMode = Literal["auto", "pmap", "mesh", "single"]
@@ -54,19 +54,21 @@ class DataConfig:
     min_crop: float = 1.0
     """Smallest training crop as a share of the image's short side, in (0, 1]; the paper crops all
     of it."""
-    turn: bool = False
-    """Turn training crops by random multiples of 90 degrees (not in the paper)."""
-    colour: float = 0.0
-    """Strength of random changes of the colours of training crops, in [0, 1] (not in the paper)."""
+    max_crop: float = 1.0
+    """Largest training crop as a share of the image's short side, from min_crop to 1."""
+    jitter: float = 0.0
+    """Strength of random changes of the training crops' contrast, brightness, saturation and hue;
+    1 is mild, 0 (the paper) none."""
     augment: bool = True
     """Cut training crops at random places and flip half of them; without: the centre square, as in
     evaluation."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "threads")
+        _at_least(self, 0, "threads", "jitter")
         _share(self, "min_crop")
-        if not 0.0 <= self.colour <= 1.0:
-            raise ValueError(f"colour must lie in [0, 1], got {self.colour}")
+        _share(self, "max_crop")
+        if self.max_crop < self.min_crop:
+            raise ValueError(f"max_crop must be min_crop ({self.min_crop}) or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,9 +275,10 @@ class TrainConfig(RunConfig):
     image_size: int = 256
     """Height and width of the training crops, in pixels; a multiple of the downsampling."""
     init: Init = "openai"
-    """Initial encoder: openai, or data: the same, normalised on a batch so that codes differ."""
+    """Initial encoder: openai, or data: the same, normalised on a batch so that codes differ;
+    codebook: normalised, and each code starts as a k-means centre of the batch's patches."""
     init_logit_std: float = 3.0
-    """With init data: standard deviation of each code's logit over positions, in nats."""
+    """With init data or codebook: standard deviation of a code's logit over positions, in nats."""
     init_from: str | None = None
     """Start from trained weights: a run directory, a .safetensors or .pt file, or
     ENCODER.pkl,DECODER.pkl as OpenAI published them; what belongs to the likelihood starts anew

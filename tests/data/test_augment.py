@@ -232,44 +232,38 @@ def test_shares_outside_their_range_are_refused(wrong):
         augment.grid_crops(noise(9, 9), 4, wrong)
 
 
-# --- Turns and colours ----------------------------------------------------------------------
-
-
-def test_turns_and_colours_change_no_other_choice():
-    image = noise(60, 80)
-    plain = augment.train_crop(image, 16, np.random.default_rng(5), min_crop=0.5)
-    turned = augment.train_crop(image, 16, np.random.default_rng(5), min_crop=0.5, turn=True)
-    assert any(np.array_equal(turned, np.rot90(plain, k)) for k in range(4))
-    painted = augment.train_crop(image, 16, np.random.default_rng(5), min_crop=0.5, colour=1e-6)
-    # Of so weak a change nothing is left after rounding.
-    np.testing.assert_array_equal(painted, plain)
-
-
-def test_all_four_turns_occur():
-    image = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)
-    rng = np.random.default_rng(0)
-    crops = {augment.train_crop(image, 16, rng, flip=False, turn=True).tobytes() for _ in range(40)}
-    assert crops == {np.rot90(image, k).tobytes() for k in range(4)}
-
-
-def test_a_turn_of_the_hue_keeps_grey_level_and_saturation():
-    image = np.full((1, 1, 3), (160, 110, 90), np.uint8)
-    hues = set()
+def test_the_largest_crop_bounds_what_is_taken():
+    # Channel 0 tells the column: its range over a crop tells the crop's width.
+    image = ramp(200, 200)
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        changed = augment.change_colours(image, 1.0, rng).astype(float).ravel()
-        draws = np.random.default_rng(seed).uniform(-1, 1, 3)
-        gamma, contrast, saturation = np.exp(draws * np.log([2.0, 1.4, 2.0]))
-        expected = 255 * (contrast * ((120 / 255) ** gamma - 0.5) + 0.5)
-        if changed.min() > 0 and changed.max() < 255:  # not clipped
-            # Rounding three channels moves their mean by at most a half, their spread by one.
-            assert abs(changed.mean() - expected) <= 0.5
-            paint = np.linalg.norm(changed - changed.mean())
-            assert abs(paint - saturation * np.linalg.norm([40, -10, -30])) <= 1
-            hues.add(int(np.argmax(changed)))
-    assert hues == {0, 1, 2}
+        crop = augment.train_crop(image, 16, rng, min_crop=0.1, max_crop=0.25)
+        assert np.ptp(crop[..., 0].astype(int)) <= 50  # a quarter of 200
 
 
-def test_grey_images_keep_one_channel():
-    rng = np.random.default_rng(0)
-    assert augment.change_colours(noise(8, 8)[..., :1], 1.0, rng).shape == (8, 8, 1)
+def test_jitter_keeps_grey_grey_and_repeats_itself():
+    image = noise(8, 8)
+    changed = [augment.jitter_colours(image, 1.0, np.random.default_rng(s)) for s in (0, 0, 1)]
+    np.testing.assert_array_equal(changed[0], changed[1])
+    assert (changed[0] != changed[2]).any()
+    still = augment.jitter_colours(image, 0.0, np.random.default_rng(0))
+    # The turn by no angle is the identity up to float32, far less than half a level.
+    np.testing.assert_array_equal(still, image)
+    grey = np.repeat(noise(8, 8, 1), 3, -1)
+    assert (np.ptp(augment.jitter_colours(grey, 1.0, np.random.default_rng(2)), -1) == 0).all()
+
+
+def test_without_jitter_the_crops_are_as_before():
+    image = noise(60, 80)
+    plain = augment.train_crop(image, 16, np.random.default_rng(5))
+    crop = augment.train_crop(image, 16, np.random.default_rng(5), jitter=1.0)
+    assert (plain != crop).any()
+    rng = np.random.default_rng(5)
+    augment.train_crop(image, 16, rng)
+    np.testing.assert_array_equal(crop, augment.jitter_colours(plain, 1.0, rng))
+
+
+@pytest.mark.parametrize("options", [{"max_crop": 0.0}, {"min_crop": 2.0}, {"jitter": -1.0}])
+def test_refused_options(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        augment.train_crop(noise(20, 20), 16, np.random.default_rng(0), **options)

@@ -122,7 +122,7 @@ def test_the_fingerprint_is_a_hash_of_options_and_names():
         digest.update(f"image{i}".encode() + b"\0")
     batches = pipeline.train_batches(source, image_size=16, batch_size=4, seed=1)
     assert batches.get_state()["data"] == digest.hexdigest()[:16]
-    for other in ({"turn": True}, {"colour": 0.5}):
+    for other in ({"max_crop": 0.5, "min_crop": 0.5}, {"jitter": 0.5}, {"augment": False}):
         changed = pipeline.train_batches(source, image_size=16, batch_size=4, seed=1, **other)
         assert changed.get_state()["data"] != digest.hexdigest()[:16]
 
@@ -242,7 +242,7 @@ def test_no_good_image_is_an_error(threads):
         ({"image_size": 0}, "image_size"),
         ({"threads": -1}, "threads"),
         ({"min_crop": 0.0}, "min_crop"),
-        ({"colour": -0.1}, "colour"),
+        ({"jitter": -0.1}, "jitter"),
         ({"seed": -1}, "seed"),
         ({"channels": 1}, "3 channels, not 1"),
     ],

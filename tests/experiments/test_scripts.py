@@ -403,12 +403,18 @@ def test_reconstruct_writes_pictures_of_the_right_size(here, place, reference, t
         *("--longest-side", "40", "--output", "pictures", "--enlarge", "3"),
     )
     assert (status, err) == (0, "")
-    assert changed == {"pictures", *(f"pictures/{name}_step{STEPS}.png" for name in cases)}
+    endings = ("", "_tokens")
+    written = {f"pictures/{name}_step{STEPS}{e}.png" for name in cases for e in endings}
+    assert changed == {"pictures", *written}
+    assert out.count("bits/dim: ") == out.count("as WebP") == len(cases)
     for name, (_, (width, height)) in cases.items():
         picture = np.asarray(Image.open(f"pictures/{name}_step{STEPS}.png"))
         # Original and reconstruction with a gap of two pixels, three times as large.
         assert picture.shape == (3 * height, 3 * (2 * width + 2), 3)
-        assert f"{width} x {height} pixels, PSNR" in out
+        cut = "" if name == "grey" else " (resized or cut)"
+        assert f"{width} x {height} pixels{cut}, PSNR" in out
+        tokens = Image.open(f"pictures/{name}_step{STEPS}_tokens.png")
+        assert tokens.size == (width // 2, height // 2)
     left = np.asarray(Image.open(f"pictures/odd_step{STEPS}.png"))[::3, : 3 * 22 : 3]
     np.testing.assert_array_equal(left, np.asarray(Image.open("odd.png"))[:16, :22])
 
@@ -418,7 +424,7 @@ def test_reconstruct_goes_into_the_run_by_default(here, place, reference, tmp_pa
     image = place / "images" / "val" / "0.png"
     status, _, err, changed = here("reconstruct.py", "run", image)
     assert (status, err) == (0, "")
-    assert changed == {f"run/reconstructions/0_step{STEPS}.png"}
+    assert changed == {f"run/reconstructions/0_step{STEPS}{end}.png" for end in ("", "_tokens")}
 
 
 def test_reconstruct_keeps_images_of_equal_names_apart(here, place, reference, tmp_path):
@@ -427,7 +433,7 @@ def test_reconstruct_keeps_images_of_equal_names_apart(here, place, reference, t
     if status == 2:  # refusing is as good
         assert_refused((status, out, err, changed), "0.png", script="reconstruct.py")
     else:
-        assert len(changed - {"out"}) == 2
+        assert len(changed - {"out"}) == 4
 
 
 def test_reconstruct_overwrites_nothing(here, place, reference, tmp_path):

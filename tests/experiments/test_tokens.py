@@ -490,8 +490,8 @@ def test_names_stay_below_the_folder_and_apart(tokenizer, tmp_path):
     paths = token_jobs.decode(tokenizer, content, tmp_path / "o" / "u", force=True, say=silent)
     assert len({p.as_posix().lower() for p in paths}) == len(names)
     assert [p.relative_to(tmp_path / "o" / "u").as_posix() for p in paths[:10]] == [
-        "a.png", "a_1.png", "A_2.png", "evil.png", "etc/passwd.png", "tfds/train_3_.png",
-        "image.png", "image_1.png", "C_/x/y.png", "line_break.png",
+        "a.png", "a_1.png", "A_2.png", "evil.png", "passwd.png", "tfds/train_3_.png",
+        "image.png", "image_1.png", "y.png", "line_break.png",
     ]  # fmt: skip
     found = {p for p in tmp_path.rglob("*") if p.is_file()}
     assert found == {*paths, tmp_path / "o" / "u" / "tokens.json"}

@@ -218,3 +218,13 @@ def test_hashable_and_static_under_jit(batch):
     assert len(traces) == 2
     with pytest.raises(dataclasses.FrozenInstanceError):
         equal[0].eps = 0.2
+
+
+@pytest.mark.parametrize(
+    ("maps", "words"), [(3, "3 maps, no multiple of the 2"), (2, "2 . channels")]
+)
+def test_maps_that_do_not_fit_are_named(maps, words):
+    likelihood = likelihoods.get("logit_laplace")
+    pixels, stats = jnp.zeros((4, 8, 8, 3), jnp.uint8), jnp.zeros((4, 8, 8, maps))
+    with pytest.raises((ValueError, AssertionError), match=f"stats .4, 8, 8, {maps}.*{words}"):
+        likelihood.loss(pixels, stats)

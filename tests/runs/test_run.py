@@ -462,17 +462,20 @@ def test_the_report_of_a_finished_run_is_left_alone(base, copied):
     with contextlib.chdir(copied.parent):
         report.finish(run, said.append)
         before = snapshot(copied)
-        assert {Path("summary.json"), Path("reconstructions/final_val_0_png.png")} <= before.keys()
+        pictures = {Path("reconstructions", name) for name in ("final.png", "learning.gif")}
+        assert {Path("summary.json"), *pictures} <= before.keys()
         report.finish(run, said.append)
     assert snapshot(copied) == before
     assert any("PSNR" in line for line in said)
+    assert said[-1].endswith("final.png")
 
 
 def test_the_table_does_without_k_means_where_patches_are_few(base, copied, monkeypatch):
     run, _ = train(base, copied)
     monkeypatch.chdir(copied.parent)
     monkeypatch.setattr(report, "_MOST_TRAINING_CROPS", 1)
-    lines, values = report.compare(run)
+    with contextlib.chdir(copied.parent):
+        lines, values = report.compare(run)
     assert "psnr_kmeans" not in values
     assert "k-means left out" in lines[-1]
     assert values["psnr_constant"] < values["psnr_pooled"]  # the images are gradients
@@ -502,7 +505,7 @@ def test_a_data_set_of_the_callers_own(base, tmp_path):
     assert any("gradients: 3 images, 2 held out" in line for line in said)
     assert rows_of(run.folder)[-1]["images"] == 6  # of tiles of both, at most six
     report.finish(run, said.append)
-    assert (run.folder / "reconstructions" / "final_0.png").exists()
+    assert (run.folder / "reconstructions" / "final.png").exists()
 
 
 @pytest.mark.parametrize(

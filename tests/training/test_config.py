@@ -8,11 +8,12 @@ import tiny
 
 from logit_laplace_jax.models.config import DVAEConfig
 from logit_laplace_jax.training import config as configs
-from logit_laplace_jax.training.config import LikelihoodConfig, OptimizerConfig
+from logit_laplace_jax.training.config import DataConfig, LikelihoodConfig, OptimizerConfig
 from logit_laplace_jax.training.schedules import Schedule
 
 BASE = tiny.config(
     run_dir="r",
+    data=DataConfig(min_crop=0.25),
     steps=10,
     batch_size=4,
     image_size=16,
@@ -36,12 +37,13 @@ BASE = tiny.config(
         ("seed", 2**32, "seed must be below"),
         ("data__min_crop", 0.0, "min_crop"),
         ("data__min_crop", 1.5, "min_crop"),
-        ("data__colour", 1.5, "colour"),
+        ("data__max_crop", 0.2, "max_crop must be min_crop"),
+        ("data__jitter", -1.0, "jitter must be 0 or more"),
         ("evaluation__resize", 0.0, "resize must"),
         ("evaluation__images", 0, "images must"),
         ("temperature", Schedule(1.0, 0.0), "temperature must stay above 0"),
         ("learning_rate", Schedule(0.0, 1e-3), "learning_rate must stay above 0"),
-        ("init", "xavier", "init must be one of openai, data"),
+        ("init", "xavier", "init must be one of openai, data, codebook"),
         ("init_logit_std", 0.0, "init_logit_std must be positive"),
         ("likelihood__name", "gauss", "unknown likelihood 'gauss'"),
         ("likelihood__eps", 0.5, "eps"),
@@ -167,9 +169,9 @@ DECIDING = {
     "image_size": 32,
     "data__source": "folder:/elsewhere",
     "data__min_crop": 0.5,
-    "data__turn": True,
+    "data__max_crop": 0.5,
+    "data__jitter": 0.5,
     "data__augment": False,
-    "data__colour": 0.5,
     "likelihood__eps": 0.2,
     "likelihood__min_log_scale": -3.0,
     "likelihood__name": "normal",
