@@ -162,11 +162,12 @@ def run_all(
                 if waiting:
                     pipe.send(waiting.pop(0))
     finally:
-        # A run that is asked to stop saves first, and that is waited for.
+        for pipe, process in pipes.items():
+            pipe.close()  # an idle worker ends with it
+            if done < total:
+                process.terminate()
         for process in pipes.values():
-            process.terminate()
-        for process in pipes.values():
-            process.join()
+            process.join()  # a run that is asked to stop saves first
 
 
 def _work(pipe: Any, run: Callable[[Job], str], number: int, workers: int) -> None:
