@@ -97,7 +97,9 @@ def read_labels(
       there are no classes.
     """
     features = builder.info.features
-    feature = features["label"] if "label" in features else None
+    if "label" not in features:
+        return None, None
+    feature = features["label"]
     if not isinstance(feature, tfds.features.ClassLabel):
         return None, None
     features = tfds.features.FeaturesDict({"label": feature})
