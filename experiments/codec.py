@@ -22,7 +22,7 @@ class Compress:
 
     model_dir: Path
     """Run directory of train.py or of train_prior.py."""
-    images: tuple[Path, ...] = ()
+    images: tuple[Path, ...]
     """Image files, of any size; what is coded are their 8-bit pixels."""
     held_out: int | None = None
     """In place of image files: so many of the run's held-out crops, which evaluate.py measures."""
@@ -42,7 +42,7 @@ class Decompress:
     """The run directory whose model wrote the file."""
     file: Path
     """What compress wrote."""
-    output: Path
+    output: Path = Path("images")
     """Folder for the images, as PNG; it must not exist."""
     checkpoint: str = "latest"
     """The checkpoint that wrote the file."""

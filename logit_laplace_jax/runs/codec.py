@@ -48,6 +48,12 @@ _PIXELS = 2**14
 _GRID = 2.0**12
 """Log probabilities are rounded to multiples of 1 / _GRID nats."""
 
+_GROUP = 16
+"""Symbols in a group."""
+
+_NOTHING = -1e9
+"""The log probability of what is no symbol."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Image:
@@ -355,9 +361,30 @@ class _Coder:
         raise NotImplementedError
 
 
-def _probabilities(log_probs: np.ndarray) -> np.ndarray:
+# The coder's probabilities are multiples of 2^-24. A symbol is coded as its group of 16 and its
+# place in it, so that masses down to 2^-48 cost what the model says; rarer symbols cost less.
+
+
+def _grouped(log_probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Log probabilities [N, groups, _GROUP] on the grid, and those of the groups [N, groups]."""
+    logs = np.round(log_probs.astype(np.float64) * _GRID) / _GRID
+    missing = -logs.shape[1] % _GROUP
+    logs = np.pad(logs, ((0, 0), (0, missing)), constant_values=_NOTHING)
+    logs = logs.reshape(len(logs), -1, _GROUP)
+    return logs, np.logaddexp.reduce(logs, axis=2)
+
+
+def _within(logs: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Log probabilities of the places in the chosen groups, up to a constant: [N, _GROUP]."""
+    return logs[np.arange(len(logs)), group]
+
+
+def _probabilities(logs: np.ndarray) -> np.ndarray:
     """What both sides tell the coder, which makes integers of it, none of them zero."""
-    return np.exp(np.round(log_probs.astype(np.float64) * _GRID) / _GRID)
+    if logs.shape[1] == 1:  # the coder wants two symbols
+        logs = np.pad(logs, ((0, 0), (0, 1)), constant_values=_NOTHING)
+    relative = np.exp(logs - logs.max(axis=1, keepdims=True))
+    return relative / relative.sum(axis=1, keepdims=True)
 
 
 _FAMILY = constriction.stream.model.Categorical(perfect=False)
@@ -373,7 +400,11 @@ class _Encoder(_Coder):
         assert symbols is not None
         if not np.isfinite(log_probs).all():
             raise RunError("the model gives probabilities that are no numbers: it is damaged")
-        self._coder.encode(symbols.astype(np.int32), _FAMILY, _probabilities(log_probs))
+        symbols = symbols.astype(np.int32)
+        group, place = np.divmod(symbols, _GROUP)
+        logs, groups = _grouped(log_probs)
+        self._coder.encode(group, _FAMILY, _probabilities(groups))
+        self._coder.encode(place, _FAMILY, _probabilities(_within(logs, group)))
         chosen = np.take_along_axis(log_probs, symbols[:, None].astype(np.int64), 1)
         bits = -math.fsum(chosen.ravel().astype(np.float64)) / math.log(2.0)
         if kind == "token":
@@ -401,8 +432,10 @@ class _Decoder(_Coder):
         self._coder = constriction.stream.queue.RangeDecoder(words)
 
     def symbols(self, symbols: np.ndarray | None, log_probs: np.ndarray, kind: str) -> np.ndarray:
-        decoded: np.ndarray = self._coder.decode(_FAMILY, _probabilities(log_probs))
-        return decoded
+        logs, groups = _grouped(log_probs)
+        group: np.ndarray = self._coder.decode(_FAMILY, _probabilities(groups))
+        place: np.ndarray = self._coder.decode(_FAMILY, _probabilities(_within(logs, group)))
+        return _GROUP * group + place
 
     def uniform(self, symbols: np.ndarray | None, count: int, size: int) -> np.ndarray:
         model = constriction.stream.model.Uniform(size)
