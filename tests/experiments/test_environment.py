@@ -25,6 +25,8 @@ JOBS = {
         ["loss", "--quick", "--batch=1", "--side=8", "--rounds=1", "--out=out"],
         ["out/loss.json", "out/loss.md", "out/loss.png"],
     ),
+    "codec.py": (["compress", "RUN", "IMAGE", "--output=file"], ["file"]),
+    "compare.py": (["smoke", "--report-only", "--results=out"], ["out/results.json"]),
     "density.py": (["--figures", "scale", "--points=20"], ["runs/density/scale.json"]),
     "evaluate.py": (["RUN", "--json=all.json"], ["all.json", "run/evaluation.json"]),
     "export.py": (["RUN", "model.safetensors"], ["model.safetensors"]),
@@ -38,8 +40,18 @@ JOBS = {
         ],
         ["new/checkpoints/2", "new/metrics.jsonl"],
     ),
+    "train_prior.py": (
+        [
+            *("RUN", "--prior-dir=prior", "--steps=2", "--batch-size=4", "--eval-every=0"),
+            *("--prior.features=8", "--prior.layers=1", "--prior.heads=2", "--parallel=single"),
+        ],
+        ["prior/checkpoints/2", "prior/metrics.jsonl"],
+    ),
 }
-"""A short job of each script, and what it has to leave; flat_regions.py has none that is short."""
+"""A short job of each script, and what it has to leave."""
+
+LONGER = ("flat_regions.py", "sample.py")
+"""These have none that is short: the one trains, the other needs a prior (test_generating)."""
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -72,7 +84,7 @@ def nobody_reads():
 
 
 def test_every_script_has_a_job():
-    assert sorted([*JOBS, "flat_regions.py"]) == SCRIPTS
+    assert sorted([*JOBS, *LONGER]) == SCRIPTS
 
 
 @pytest.mark.parametrize("script", JOBS)
