@@ -41,7 +41,7 @@ def main(args: list[str]) -> None:
     # JAX and torch share an accelerator in turns: none may take all of its memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     from atlas import style
-    from benchmarks import machine
+    from benchmarks import machine, plot
 
     from logit_laplace_jax.runs import directory
 
@@ -54,7 +54,7 @@ def main(args: list[str]) -> None:
     directory.write_whole(numbers, result.json())
     directory.write_whole(table, result.markdown())
     with style.styled():
-        style.save(module.draw(result), picture, dpi=200)
+        style.save(getattr(module, "draw", plot.draw)(result), picture, dpi=200)
     say(result.markdown())
     for path in (numbers, table, picture):
         say(str(path))

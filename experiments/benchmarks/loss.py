@@ -21,7 +21,6 @@ from jax import Array
 import logit_laplace_jax as ll
 from benchmarks import LossOptions, peers, rounds
 from benchmarks.peers import Loss
-from benchmarks.plot import draw as draw
 from benchmarks.report import DIFFERS, FAILED, OURS, SKIPPED, Report, Row, Section
 
 Losses = dict[str, Callable[[], Loss]]

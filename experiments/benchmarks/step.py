@@ -14,7 +14,6 @@ from typing import Any
 from _xla_flags import EIGEN_CONVOLUTIONS
 
 from benchmarks import StepOptions, rounds
-from benchmarks.plot import draw as draw
 from benchmarks.report import DIFFERS, FAILED, OURS, SKIPPED, Report, Row, Section
 from benchmarks.worker import Worker, WorkerError
 

@@ -15,16 +15,15 @@ import pytest
 from scipy import stats
 
 import logit_laplace_jax as ll
-from conftest import EXPERIMENTS
 
-sys.path.insert(0, str(EXPERIMENTS))
+sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 
 from study import comparisons, design, openmoji, sanity, statistics
 
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 DRAWS = 20_000
 LOOSE = 0.03
 """The standard deviation of 20,000 draws has a relative error of 1/sqrt(40,000) = 0.5 %: six."""
-
 
 # --- The statistics -------------------------------------------------------------------------------
 
