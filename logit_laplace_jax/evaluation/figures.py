@@ -54,7 +54,7 @@ def token_colours(vocab_size: int) -> np.ndarray:
     """A colour for each code, neighbours far apart: uint8 [vocab_size, 3].
 
     >>> token_colours(2).tolist()
-    [[229, 114, 114], [70, 78, 140]]
+    [[229, 114, 114], [70, 90, 140]]
     """
     golden = 0.618033988749895  # multiples of it, modulo 1, spread evenly whatever their number
     hues = (golden * np.arange(vocab_size)) % 1.0

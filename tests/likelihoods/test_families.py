@@ -429,7 +429,7 @@ def test_wrong_shapes_and_dtypes_are_refused(case):
         with pytest.raises(AssertionError):
             likelihood.loss(pixels, stats, noise)
     if likelihood.num_stats > 1:
-        with pytest.raises(ValueError, match="not a multiple"):
+        with pytest.raises(ValueError, match="no multiple"):
             likelihood.log_mass(pixels, jnp.zeros((2, maps + 1)))
 
 
