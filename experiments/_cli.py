@@ -144,10 +144,10 @@ def one_line_errors(*kinds: type[BaseException]) -> Iterator[None]:
 
 def quiet() -> None:
     """Silences libraries' narration; warnings of this project still show, as single lines."""
-    logging.basicConfig(level=logging.ERROR, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_Once())
+    logging.basicConfig(level=logging.ERROR, format="%(message)s", handlers=[handler])
     logging.getLogger("logit_laplace_jax").setLevel(logging.WARNING)
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(_Once())
     # Orbax and its threads log tracebacks of what reaches the caller as one exception.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
