@@ -6,11 +6,9 @@ Studies: smoke (seconds), main (two CPU cores, some ten hours), main_large (one 
 same command goes on where it stopped.
 """
 
-import contextlib
 import dataclasses
 import functools
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
@@ -68,7 +66,7 @@ def main(args: list[str]) -> None:
                 fail(f"the study {name} has no {word}; it has {', '.join(known)}")
     results = options.results or Path("runs") / name
     runs = options.run_dirs or results / "training"
-    store = jobs.Store(results)
+    store = jobs.Store(results, study)
 
     chosen = {c.name: c.tuned_as or c.name for c in study.cells if c.name in options.cells}
 
@@ -84,29 +82,25 @@ def main(args: list[str]) -> None:
     run = functools.partial(
         jobs.run_job, study=study, images=options.images, runs=runs, results=results
     )
-    with _stopped(Stopped), one_line_errors(ValueError, CheckpointError, DataError):
-        if not options.report_only:
-            tuning = [job for job in tuning_jobs(name, study) if wanted(job)]
-            say(f"tuning    {len(tuning)} runs to do; results in {results}")
-            jobs.run_all(tuning, run, options.workers, say)
-            best = jobs.best_points(name, study, store)
-            final = [job for job in final_jobs(name, study, best) if wanted(job)]
-            say(f"final     {len(final)} runs to do")
-            jobs.run_all(final, run, options.workers, say)
-            codecs = sanity.keep(name, study, options.data or study.data, options.images, results)
-        else:
-            codecs = sanity.kept(results)
-        report.write(study, store, results, say, runs=runs, sanity=codecs)
-
-
-@contextlib.contextmanager
-def _stopped(kind: type[Exception]) -> Iterator[None]:
-    """A run that was stopped by a signal ends the command as the signal would."""
     try:
-        yield
-    except kind as stop:
+        with one_line_errors(ValueError, CheckpointError, DataError):
+            if not options.report_only:
+                tuning = [job for job in tuning_jobs(name, study) if wanted(job)]
+                say(f"tuning    {len(tuning)} runs to do; results in {results}")
+                jobs.run_all(tuning, run, options.workers, say)
+                best = jobs.best_points(name, study, store)
+                final = [job for job in final_jobs(name, study, best) if wanted(job)]
+                say(f"final     {len(final)} runs to do")
+                jobs.run_all(final, run, options.workers, say)
+                codecs = sanity.keep(
+                    name, study, options.data or study.data, options.images, results
+                )
+            else:
+                codecs = sanity.kept(results)
+            report.write(study, store, results, say, runs=runs, sanity=codecs)
+    except Stopped as stop:
         say(str(stop))
-        sys.exit(128 + stop.signal_number)  # type: ignore[attr-defined]
+        sys.exit(128 + stop.signal_number)
 
 
 if __name__ == "__main__":

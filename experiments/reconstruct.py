@@ -57,7 +57,7 @@ def main(args: list[str]) -> None:
         fail(f"{folder} is a file; choose another --output folder")
 
     from logit_laplace_jax.data import images
-    from logit_laplace_jax.evaluation import figures
+    from logit_laplace_jax.evaluation import baselines, figures
     from logit_laplace_jax.runs import coding, compiled_programs, directory, report
     from logit_laplace_jax.runs.errors import CheckpointError
 
@@ -76,12 +76,13 @@ def main(args: list[str]) -> None:
         height, width = image.shape[:2]
         resized = "" if image.shape == original.shape else " (resized or cut)"
         rows, columns = coded.tokens.shape
-        png, webp = (figures.lossless_bits(image, kind) for kind in ("PNG", "WEBP"))
+        files = baselines.lossless([image])
+        others = ", ".join(f"{bits:.3f} as {kind.upper()}" for kind, bits in files.items())
         say(f"{target}: {width} x {height} pixels{resized}, PSNR {coded.psnr:.2f} dB")
         say(f"{tokens}: {columns} x {rows} tokens of {model.vocab_size} codes")
         say(
             f"  lossless, bits/dim: {coded.bits_per_dim:.3f} with this model (exact, tokens "
-            f"included), {png:.3f} as PNG, {webp:.3f} as WebP"
+            f"included), {others}"
         )
 
 

@@ -31,7 +31,7 @@ from logit_laplace_jax.training.schedules import Schedule
 CONFIG = TrainConfig(
     run_dir="runs/photos",
     data=DataConfig(source="photos", min_crop=0.08, max_crop=0.5, jitter=1.0),
-    steps=5_500,
+    steps=3_500,
     batch_size=16,
     image_size=32,
     evaluation=EvaluationConfig(every=500, resize=0.5, images=None),

@@ -16,7 +16,7 @@ import functools
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -25,8 +25,7 @@ from logit_laplace_jax.data.augment import area_resize, eval_crop
 from logit_laplace_jax.data.errors import DataError
 from logit_laplace_jax.data.folder import EXTENSIONS
 from logit_laplace_jax.data.sources import open_source
-
-Phase = Literal["tuning", "final"]
+from study.design import Phase
 
 _TUNING = 1_024
 """Training images that are set aside for tuning."""

@@ -6,10 +6,12 @@ import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from logit_laplace_jax.training.config import LikelihoodConfig, TrainConfig
+from logit_laplace_jax.training.config import LikelihoodConfig, TrainConfig, flat
 from logit_laplace_jax.training.schedules import Schedule
+
+Phase = Literal["tuning", "final"]
 
 STUDIES = ("smoke", "main", "main_large")
 
@@ -79,8 +81,7 @@ class Job:
     """One run: a cell on a data set with a seed, at a point of the grid."""
 
     study: str
-    phase: str
-    """tuning or final."""
+    phase: Phase
     data: str
     cell: Cell
     tuned: Tuned
@@ -112,6 +113,16 @@ class Job:
             ),
             model=dataclasses.replace(base.model, channels=channels),
         )
+
+    def design(self, base: TrainConfig) -> str:
+        """Ten digits that change with whatever decides the run's numbers but the data set's size.
+
+        Options at their defaults are left out: results stay valid when a version brings new ones.
+        """
+        usual = flat(TrainConfig(run_dir=""))
+        values = flat(self.config(base, 3, base.image_size, Path()).resolved())
+        told = {k: v for k, v in values.items() if k != "run_dir" and v != usual.get(k)}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def load(name: str) -> Study:
@@ -148,11 +159,3 @@ def final_jobs(name: str, study: Study, best: dict[tuple[str, str], Tuned]) -> I
                     wanted = data in (cell.data or study.data)
                     if point and wanted and seed < (cell.seeds or study.seeds):
                         yield Job(name, "final", data, cell, point, seed)
-
-
-def fingerprint(config: TrainConfig) -> str:
-    """Ten digits that change with anything that changes a run's numbers, its folder apart."""
-    from logit_laplace_jax.training.config import to_dict
-
-    values: dict[str, Any] = to_dict(config.resolved()) | {"run_dir": ""}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]

@@ -13,7 +13,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from study.design import Job, Study, Tuned, fingerprint, tuning_jobs
+from study.design import Job, Study, Tuned, tuning_jobs
 
 RESULTS = "runs"
 """Folder of the results, a file for each run, below that of the study."""
@@ -24,15 +24,28 @@ class Store:
 
     Args:
       folder: the study's folder.
+      study: the study.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, study: Study):
         self.folder = folder / RESULTS
+        self._base = study.base
 
     def read(self, job: Job) -> dict[str, Any] | None:
-        """The result of a run; None while there is none."""
+        """The result of a run; None while there is none.
+
+        Raises:
+          ValueError: it is of another design.
+        """
         path = self.folder / f"{job.name}.json"
-        result: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
+        if not path.exists():
+            return None
+        result: dict[str, Any] = json.loads(path.read_text())
+        if result["design"] != job.design(self._base):
+            raise ValueError(
+                f"{path} is of another design of the study: choose another --results folder, or "
+                "delete the file to have it run again"
+            )
         return result
 
     def write(self, job: Job, result: dict[str, Any]) -> None:
@@ -63,7 +76,7 @@ def best_points(name: str, study: Study, store: Store) -> dict[tuple[str, str], 
 
 
 def run_job(job: Job, study: Study, images: Path | None, runs: Path, results: Path) -> str:
-    """Trains and measures one run, unless it is measured already; returns a line about it."""
+    """Trains and measures one run, stores the result, and returns a line about it."""
     import jax
 
     from logit_laplace_jax.runs import compiled_programs, loop
@@ -72,7 +85,7 @@ def run_job(job: Job, study: Study, images: Path | None, runs: Path, results: Pa
 
     started = time.perf_counter()
     compiled_programs.keep()
-    chosen = data.load(job.data, images, job.phase, study.held_out)  # type: ignore[arg-type]
+    chosen = data.load(job.data, images, job.phase, study.held_out)
     config = job.config(study.base, chosen.channels, chosen.size, runs)
     likelihood = config.likelihood
     head = {
@@ -86,7 +99,7 @@ def run_job(job: Job, study: Study, images: Path | None, runs: Path, results: Pa
         "seed": job.seed,
         "learning_rate": job.tuned.learning_rate,
         "beta": job.tuned.beta * job.cell.beta_factor,
-        "design": fingerprint(config),
+        "design": job.design(study.base),
         "commit": commit(),
     }
     try:
@@ -96,7 +109,7 @@ def run_job(job: Job, study: Study, images: Path | None, runs: Path, results: Pa
         measured = {"failed": str(error)}
     jax.clear_caches()  # every run compiles anew, its configuration being static to the compiler
     seconds = time.perf_counter() - started
-    Store(results).write(job, head | measured | {"seconds": round(seconds, 1)})
+    Store(results, study).write(job, head | measured | {"seconds": round(seconds, 1)})
     if "failed" in measured:
         return f"{job.name}: {measured['failed']}"
     return (

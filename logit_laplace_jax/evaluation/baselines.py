@@ -147,18 +147,18 @@ def _assemble(patches: np.ndarray, shape: tuple[int, ...], f: int) -> np.ndarray
     return grid.transpose(0, 1, 3, 2, 4, 5).reshape(shape)
 
 
-def lossless(crops: Iterable[np.ndarray]) -> dict[str, float]:
-    """Bits per value of crops as files of their own, headers included: PNG and lossless WebP.
+def lossless(images: Iterable[Images]) -> dict[str, float]:
+    """Bits per value of images as files of their own, headers included: PNG and lossless WebP.
 
     Args:
-      crops: uint8 [H, W, C] each, C 1 or 3, all of one size.
+      images: uint8 [H, W, C] each, C 1 or 3.
 
     Returns:
-      ``bpd_png`` and, where Pillow has it, ``bpd_webp``.
+      ``png`` and, where Pillow has it, ``webp``: over all images together.
 
     Example:
       >>> sorted(lossless([np.zeros((8, 8, 3), np.uint8)]))
-      ['bpd_png', 'bpd_webp']
+      ['png', 'webp']
     """
     from PIL import Image, features
 
@@ -166,11 +166,11 @@ def lossless(crops: Iterable[np.ndarray]) -> dict[str, float]:
     if features.check("webp"):
         options["webp"] = {"lossless": True, "quality": 100, "method": 6}
     sizes, values = dict.fromkeys(options, 0), 0
-    for crop in crops:
-        values += crop.size
-        image = Image.fromarray(crop[..., 0] if crop.shape[-1] == 1 else crop)
+    for pixels in images:
+        values += pixels.size
+        image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
         for name, chosen in options.items():
             file = io.BytesIO()
             image.save(file, format=name, **chosen)
             sizes[name] += file.tell()
-    return {f"bpd_{name}": 8 * size / values for name, size in sizes.items()}
+    return {name: 8.0 * size / values for name, size in sizes.items()}

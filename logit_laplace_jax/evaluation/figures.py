@@ -1,7 +1,6 @@
 """Pictures of reconstructions, as PNG."""
 
 import colorsys
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -61,16 +60,6 @@ def token_colours(vocab_size: int) -> np.ndarray:
     values = (0.9, 0.55, 0.75)
     colours = [colorsys.hsv_to_rgb(h, 0.5, values[i % 3]) for i, h in enumerate(hues)]
     return (np.array(colours) * 255.0).astype(np.uint8)
-
-
-def lossless_bits(image: np.ndarray, kind: str) -> float:
-    """Bits per value that an image, uint8 [H, W, C], takes as a lossless file (PNG or WEBP)."""
-    from PIL import Image
-
-    file = io.BytesIO()
-    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    picture.save(file, kind, **({"lossless": True, "method": 4} if kind == "WEBP" else {}))
-    return 8.0 * file.tell() / image.size
 
 
 def save_png(path: Path, picture: np.ndarray, scale: int = 1) -> None:

@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
 ConstantScale = Literal["none", "per_channel", "shared"]
+
+
+def check_fields(config: Any, **minimum: int) -> None:
+    """Refuses integers below their minimum, 1 unless another is given, and what is no bool.
+
+    Raises:
+      ValueError: names the field.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.type == "int":
+            low = minimum.get(field.name, 1)
+            if not isinstance(value, int) or isinstance(value, bool) or value < low:
+                raise ValueError(f"{field.name} must be an integer >= {low}, got {value!r}")
+        elif field.type == "bool" and not isinstance(value, bool):
+            raise ValueError(f"{field.name} must be True or False, got {value!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,15 +71,7 @@ class DVAEConfig:
     """Recompute every block in the backward pass: less memory, about a third more arithmetic."""
 
     def __post_init__(self) -> None:
-        minimum = {"vocab_size": 2}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type == "int":
-                low = minimum.get(field.name, 1)
-                if not isinstance(value, int) or isinstance(value, bool) or value < low:
-                    raise ValueError(f"{field.name} must be an integer >= {low}, got {value!r}")
-            elif field.type == "bool" and not isinstance(value, bool):
-                raise ValueError(f"{field.name} must be True or False, got {value!r}")
+        check_fields(self, vocab_size=2)
         if self.n_hid % 4:
             raise ValueError(
                 f"n_hid must be a multiple of 4 (blocks are n_hid/4 wide inside), got {self.n_hid}"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal, get_args
 
-from logit_laplace_jax.models.config import ComputeDtype
+from logit_laplace_jax.models.config import ComputeDtype, check_fields
 
 Attention = Literal["xla", "cudnn"]
 
@@ -54,15 +54,7 @@ class PriorConfig:
     """Implementation of the full pass's attention; cudnn needs an NVIDIA GPU and 16-bit compute."""
 
     def __post_init__(self) -> None:
-        minimum = {"vocab_size": 2, "classes": 0}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type == "int":
-                low = minimum.get(field.name, 1)
-                if not isinstance(value, int) or isinstance(value, bool) or value < low:
-                    raise ValueError(f"{field.name} must be an integer >= {low}, got {value!r}")
-            elif field.type == "bool" and not isinstance(value, bool):
-                raise ValueError(f"{field.name} must be True or False, got {value!r}")
+        check_fields(self, vocab_size=2, classes=0)
         for name, choices in (
             ("dtype", get_args(ComputeDtype)),
             ("attention", get_args(Attention)),

@@ -18,7 +18,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import constriction
 import jax
@@ -26,14 +26,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from logit_laplace_jax import pixel_map
-from logit_laplace_jax.models import bottleneck
-from logit_laplace_jax.models.dvae import DVAE
 from logit_laplace_jax.models.prior import Prior, empty_cache
 from logit_laplace_jax.runs import directory
 from logit_laplace_jax.runs.errors import RunError
 from logit_laplace_jax.training import optimal_scale
 from logit_laplace_jax.training.config import PriorTrainConfig, TrainConfig, to_dict
+from logit_laplace_jax.training.evaluation import stats_of, tokens_of
 
 _MAGIC = b"LLC1"
 _HEAD = struct.Struct("<4s8s8sI")
@@ -349,16 +347,14 @@ def _fingerprint(config: TrainConfig, params: Any, prior: Any, prior_params: Any
 # --- The coder ------------------------------------------------------------------------------------
 
 
-class _Coder:
+class _Coder(Protocol):
     """Codes or decodes symbols; both sides make the same calls."""
 
     def symbols(self, symbols: np.ndarray | None, log_probs: np.ndarray, kind: str) -> np.ndarray:
         """Codes int32 [N] under float32 [N, K], or gives what was coded, for None."""
-        raise NotImplementedError
 
     def uniform(self, symbols: np.ndarray | None, count: int, size: int) -> np.ndarray:
         """The same for ``count`` symbols that are equally likely."""
-        raise NotImplementedError
 
 
 # The coder's probabilities are multiples of 2^-24. A symbol is coded as its group of 16 and its
@@ -390,7 +386,7 @@ def _probabilities(logs: np.ndarray) -> np.ndarray:
 _FAMILY = constriction.stream.model.Categorical(perfect=False)
 
 
-class _Encoder(_Coder):
+class _Encoder:
     def __init__(self) -> None:
         self._coder = constriction.stream.queue.RangeEncoder()
         self.token_bits = 0.0
@@ -424,7 +420,7 @@ class _Encoder(_Coder):
         return words.astype("<u4").tobytes()
 
 
-class _Decoder(_Coder):
+class _Decoder:
     def __init__(self, content: bytes) -> None:
         if len(content) % 4:
             raise RunError("the file is cut or damaged")
@@ -446,17 +442,8 @@ class _Decoder(_Coder):
 # --- The programs, the same for both sides --------------------------------------------------------
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def _encode(params: Any, pixels: Array, config: TrainConfig) -> Array:
-    x = pixel_map.map_pixels(pixels, config.likelihood.eps)
-    logits: Any = DVAE(config.model).apply({"params": params}, x, method="encode")
-    return bottleneck.hard_codes(logits)
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def _decode(params: Any, tokens: Array, config: TrainConfig) -> Array:
-    stats: Any = DVAE(config.model).apply({"params": params}, tokens, method="decode_tokens")
-    return stats.astype(jnp.float32)
+_encode = jax.jit(tokens_of, static_argnames="config")
+_decode = jax.jit(stats_of, static_argnames="config")
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")

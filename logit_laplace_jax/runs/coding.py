@@ -11,11 +11,9 @@ from jax import Array, lax
 
 from logit_laplace_jax.evaluation import metrics
 from logit_laplace_jax.likelihoods import Likelihood
-from logit_laplace_jax.models import bottleneck
 from logit_laplace_jax.models.config import DVAEConfig
-from logit_laplace_jax.models.dvae import DVAE
-from logit_laplace_jax.pixel_map import map_pixels
 from logit_laplace_jax.training.config import TrainConfig
+from logit_laplace_jax.training.evaluation import stats_of, tokens_of
 from logit_laplace_jax.training.state import TrainState
 
 _CORE = 768
@@ -111,10 +109,8 @@ def _code(
     params: Any, pixels: Array, config: TrainConfig, expected: bool
 ) -> tuple[Array, Array, Array, Array]:
     likelihood = config.likelihood.build()
-    x = map_pixels(pixels, config.likelihood.eps)
-    logits: Any = DVAE(config.model).apply({"params": params}, x, method="encode")
-    tokens = bottleneck.hard_codes(logits)
-    stats: Any = DVAE(config.model).apply({"params": params}, tokens, method="decode_tokens")
+    tokens = tokens_of(params, pixels, config)
+    stats = stats_of(params, tokens, config)
     rebuilt = likelihood.reconstruct(stats)
     nats = -likelihood.log_mass(pixels, stats).sum(-1)
     error = expected_error(likelihood, pixels, stats).mean(-1) if expected else jnp.zeros_like(nats)

@@ -174,8 +174,7 @@ def load(folder: str | Path, checkpoint: str = "latest", kind: str = "dVAE") -> 
     if found != kind:
         raise RunError(f"{folder} is the run of a {found}: name that of a {kind}")
     shapes = jax.eval_shape(lambda key: create_state(config, key), jax.random.key(0))
-    measure = "bpd_hard" if kind == "dVAE" else "bits_per_token"
-    with Checkpoints(folder / "checkpoints", create=False, measure=measure) as checkpoints:
+    with Checkpoints(folder / "checkpoints", create=False, measure=config.measure) as checkpoints:
         step = int(checkpoint) if checkpoint.isdecimal() else None
         if checkpoint == "best":
             step = checkpoints.best

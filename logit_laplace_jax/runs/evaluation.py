@@ -244,7 +244,8 @@ def evaluate_run(
         result |= _under_prior(Path(prior), state, source, layout, size, limit)
         result["bpd_prior"] = result["bpd_hard_pixels"] + result["bpd_prior_codes"]
         result["bpd_uniform"] = result["bpd_hard"]
-        result |= baselines.lossless(row for b in batches for row in b["pixels"][b["mask"] > 0])
+        files = baselines.lossless(row for b in batches for row in b["pixels"][b["mask"] > 0])
+        result |= {f"bpd_{kind}": bits for kind, bits in files.items()}
     return head | result, _pictures(state, batches, key, result)
 
 

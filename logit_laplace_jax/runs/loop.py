@@ -141,7 +141,7 @@ def train(
             if not (folder / "config.json").exists():
                 directory.write_config(folder, config)  # it marks the folder as a run's
         checkpoints = stack.enter_context(
-            Checkpoints(folder / "checkpoints", config.keep_checkpoints, measure=task.measure)
+            Checkpoints(folder / "checkpoints", config.keep_checkpoints, measure=config.measure)
         )
         caught = stack.enter_context(_signals())
         if checkpoints.latest is not None:

@@ -13,18 +13,17 @@ import numpy as np
 from jax import Array
 
 from logit_laplace_jax.data import augment, images
-from logit_laplace_jax.models.dvae import DVAE
 from logit_laplace_jax.models.sampling import sample
 from logit_laplace_jax.runs.errors import RunError
 from logit_laplace_jax.training.config import PriorTrainConfig, TrainConfig
-from logit_laplace_jax.training.prior_step import tokens_of
+from logit_laplace_jax.training.evaluation import stats_of
+from logit_laplace_jax.training.prior_step import token_rows
 from logit_laplace_jax.training.state import TrainState
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def _decode(params: Any, tokens: Array, config: TrainConfig) -> Array:
-    stats: Any = DVAE(config.model).apply({"params": params}, tokens, method="decode_tokens")
-    return config.likelihood.build().reconstruct(stats)
+    return config.likelihood.build().reconstruct(stats_of(params, tokens, config))
 
 
 def decoded(params: Any, tokens: Array, config: TrainConfig) -> np.ndarray:
@@ -146,7 +145,7 @@ def crops_of(paths: Sequence[Path], config: PriorTrainConfig) -> np.ndarray:
 def upper_half(state: TrainState, crops: np.ndarray) -> np.ndarray:
     """The tokens of the upper half of images: int32 [N, height // 2 width]."""
     config: PriorTrainConfig = state.config
-    tokens = tokens_of(state.frozen, jnp.asarray(crops), config)
+    tokens = token_rows(state.frozen, jnp.asarray(crops), config)
     return np.asarray(tokens[:, : config.prior.height // 2 * config.prior.width])
 
 

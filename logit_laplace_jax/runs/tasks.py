@@ -31,11 +31,9 @@ class Task(Protocol):
     """What the loop has to be told of what it trains.
 
     Attributes:
-      measure: the held-out measure by which a checkpoint is the best, the less the better.
       pictures: name of the pictures made at evaluations, and of their folder.
     """
 
-    measure: str
     pictures: str
 
     def step(self) -> Callable[..., Any]:
@@ -67,7 +65,6 @@ def of(config: Config, source: Any = None) -> Task:
 class Autoencoder:
     """Training a dVAE."""
 
-    measure = "bpd_hard"
     pictures = "reconstructions"
 
     def __init__(self, config: TrainConfig, source: Any):
@@ -114,7 +111,6 @@ class Autoencoder:
 class PriorTask:
     """Training a prior over the tokens of a dVAE that stays as it is."""
 
-    measure = "bits_per_token"
     pictures = "samples"
 
     def __init__(self, config: PriorTrainConfig):

@@ -6,7 +6,7 @@ The docstring under each field is what ``train.py --help`` prints.
 import dataclasses
 import math
 import typing
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from logit_laplace_jax import likelihoods, pixel_map
 from logit_laplace_jax.models.config import DVAEConfig
@@ -182,6 +182,9 @@ class OptimizerConfig:
 class RunConfig:
     """What every run has, whatever is trained. The defaults are the paper's."""
 
+    measure: ClassVar[str]
+    """The held-out measure by which a checkpoint is the best, the less the better."""
+
     run_dir: str
     """Folder of the run: configuration, metrics, checkpoints, pictures; the same again resumes."""
     steps: int = 3_000_000
@@ -272,6 +275,8 @@ class TrainConfig(RunConfig):
       2
     """
 
+    measure: ClassVar[str] = "bpd_hard"
+
     image_size: int = 256
     """Height and width of the training crops, in pixels; a multiple of the downsampling."""
     init: Init = "openai"
@@ -320,6 +325,8 @@ class TrainConfig(RunConfig):
 @dataclasses.dataclass(frozen=True)
 class PriorTrainOptions(RunConfig):
     """What a user decides about a prior's run; the rest is the dVAE's."""
+
+    measure: ClassVar[str] = "bits_per_token"
 
     steps: int = 2_000
     batch_size: int = 64

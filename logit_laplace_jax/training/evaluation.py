@@ -81,7 +81,7 @@ def both_passes(
         pixels[:, :height, :width],
         tokens,
         out.logits,
-        settled(_decode(state.ema_params, tokens, config), 0),
+        settled(stats_of(state.ema_params, tokens, config), 0),
         settled(out.stats, 1),
     )
 
@@ -307,16 +307,22 @@ def _total(values: Array) -> Array:
     return values.sum(axis=tuple(range(1, values.ndim)))
 
 
-def _decode(params: Any, tokens: Array, config: TrainConfig) -> Array:
+def tokens_of(params: Any, pixels: Array, config: TrainConfig) -> Array:
+    """The hard codes of images: uint8 [B, H, W, C] to int32 [B, h, w]."""
+    x = pixel_map.map_pixels(pixels, config.likelihood.eps)
+    logits = cast(Array, DVAE(config.model).apply({"params": params}, x, method="encode"))
+    return bottleneck.hard_codes(logits)
+
+
+def stats_of(params: Any, tokens: Array, config: TrainConfig) -> Array:
+    """The decoder's statistics given hard codes: int [B, h, w] to [B, H, W, C · num_stats]."""
     stats = DVAE(config.model).apply({"params": params}, tokens, method="decode_tokens")
     return cast(Array, stats)
 
 
 @partial(jax.jit, static_argnames=("config",))
 def _reconstruct(params: Any, pixels: Array, config: TrainConfig) -> Array:
-    x = pixel_map.map_pixels(pixels, config.likelihood.eps)
-    logits = cast(Array, DVAE(config.model).apply({"params": params}, x, method="encode"))
-    stats = _decode(params, bottleneck.hard_codes(logits), config)
+    stats = stats_of(params, tokens_of(params, pixels, config), config)
     return config.likelihood.build().reconstruct(stats)
 
 

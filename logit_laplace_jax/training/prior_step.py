@@ -13,25 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from logit_laplace_jax import pixel_map
 from logit_laplace_jax.checks import check
-from logit_laplace_jax.models import bottleneck
-from logit_laplace_jax.models.dvae import DVAE
 from logit_laplace_jax.models.prior import Prior
 from logit_laplace_jax.training.config import PriorTrainConfig
-from logit_laplace_jax.training.evaluation import Rows, gathered
+from logit_laplace_jax.training.evaluation import Rows, gathered, tokens_of
 from logit_laplace_jax.training.state import TrainState
 from logit_laplace_jax.training.update import Batch, Metrics, Objective, update
 
 
-def tokens_of(frozen: Any, pixels: Array, config: PriorTrainConfig) -> Array:
+def token_rows(frozen: Any, pixels: Array, config: PriorTrainConfig) -> Array:
     """The tokens of images: uint8 [B, S, S, C] to int32 [B, height width] in raster order."""
     chex.assert_type(pixels, jnp.uint8)
     size = config.image_size
     chex.assert_shape(pixels, (None, size, size, config.model.channels))
-    x = pixel_map.map_pixels(pixels, config.dvae.likelihood.eps)
-    logits = cast(Array, DVAE(config.model).apply({"params": frozen}, x, method="encode"))
-    return bottleneck.hard_codes(logits).reshape(len(pixels), -1)
+    return tokens_of(frozen, pixels, config.dvae).reshape(len(pixels), -1)
 
 
 def log_prob(params: Any, tokens: Array, batch: Batch, config: PriorTrainConfig) -> Array:
@@ -51,7 +46,7 @@ def _loss(
     shared: None,
 ) -> tuple[Array, Metrics]:
     config = cast(PriorTrainConfig, state.config)
-    tokens = tokens_of(state.frozen, batch["pixels"], config)
+    tokens = token_rows(state.frozen, batch["pixels"], config)
     loss = -log_prob(params, tokens, batch, config).mean()
     check(lambda: jnp.isfinite(loss), "the loss is not finite")
     return loss, {}
@@ -97,7 +92,7 @@ def eval_step(
     """
     config = cast(PriorTrainConfig, state.config)
     pixels = batch["pixels"]
-    tokens = tokens_of(state.frozen, pixels, config)
+    tokens = token_rows(state.frozen, pixels, config)
     values = jnp.full(len(pixels), math.prod(pixels.shape[1:]), jnp.float32)
     nats = -log_prob(state.ema_params, tokens, batch, config)
     return gathered({"nats": nats, "values": values, "mask": batch["mask"]}, {}, axis_name)

@@ -179,7 +179,7 @@ def test_tokens_of_known_entropy_are_learned_to_it(dvae, monkeypatch):
         flips[:, 0] = rng.random(count) < 0.5
         return (np.cumsum(flips, axis=1) % 2).astype(np.int32)
 
-    monkeypatch.setattr(prior_step, "tokens_of", lambda frozen, pixels, config: pixels)
+    monkeypatch.setattr(prior_step, "token_rows", lambda frozen, pixels, config: pixels)
     state = create_state(config, jax.random.key(0))
     step = jax.jit(prior_step.train_step)
     for _ in range(config.steps):
