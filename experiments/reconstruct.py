@@ -15,6 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
 
 from _cli import fail, one_line_errors, parse, quiet, run_script, say
 
+_LOSSLESS = (("png", "PNG"), ("webp", "WebP"))
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -77,7 +79,7 @@ def main(args: list[str]) -> None:
         resized = "" if image.shape == original.shape else " (resized or cut)"
         rows, columns = coded.tokens.shape
         files = baselines.lossless([image])
-        others = ", ".join(f"{bits:.3f} as {kind.upper()}" for kind, bits in files.items())
+        others = ", ".join(f"{files[k]:.3f} as {name}" for k, name in _LOSSLESS if k in files)
         say(f"{target}: {width} x {height} pixels{resized}, PSNR {coded.psnr:.2f} dB")
         say(f"{tokens}: {columns} x {rows} tokens of {model.vocab_size} codes")
         say(

@@ -68,3 +68,8 @@ __all__ = [
     "unmap_pixels",
     "variance",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion."""
+    return [*__all__, "__doc__", "__version__"]

@@ -1,5 +1,7 @@
 """The distribution as an object: a pytree of its two parameters."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Iterator
 from typing import Any
@@ -52,7 +54,7 @@ class LogitLaplace:
 
     __hash__ = None  # type: ignore[assignment]  # equal by value, and the values are arrays
 
-    def broadcast_to(self, shape: tuple[int, ...]) -> "LogitLaplace":
+    def broadcast_to(self, shape: tuple[int, ...]) -> LogitLaplace:
         """The same with both parameters of the given shape.
 
         Raises:
@@ -70,7 +72,7 @@ class LogitLaplace:
         x: ArrayLike,
         axis: int | tuple[int, ...] | None = None,
         where: ArrayLike | None = None,
-    ) -> "LogitLaplace":
+    ) -> LogitLaplace:
         """The maximum-likelihood distribution of values in (0, 1); see :func:`fit`."""
         return cls(*distribution.fit(x, axis, where))
 
@@ -150,7 +152,7 @@ class LogitLaplace:
         """Diagonal of the Fisher information; see :func:`fisher_information`."""
         return distribution.fisher_information(self.loc, self.log_scale)
 
-    def kl_divergence(self, other: "LogitLaplace") -> Array:
+    def kl_divergence(self, other: LogitLaplace) -> Array:
         """KL(self‖other) in nats; see :func:`kl_divergence`."""
         return distribution.kl_divergence(self.loc, self.log_scale, other.loc, other.log_scale)
 
@@ -162,12 +164,12 @@ class LogitLaplace:
         """The probability integral transform of 8-bit values; see :func:`pixel_pit`."""
         return pixel_masses.pixel_pit(pixels, self.loc, self.log_scale, eps, key)
 
-    def __getitem__(self, index: Any) -> "LogitLaplace":
+    def __getitem__(self, index: Any) -> LogitLaplace:
         """The distributions at an index of the batch, as of an array of shape ``batch_shape``."""
         loc, log_scale = jnp.broadcast_arrays(self.loc, self.log_scale)
         return LogitLaplace(loc[index], log_scale[index])
 
-    def __iter__(self) -> Iterator["LogitLaplace"]:
+    def __iter__(self) -> Iterator[LogitLaplace]:
         """The distributions along the first axis of the batch."""
         loc, log_scale = jnp.broadcast_arrays(self.loc, self.log_scale)
         return (LogitLaplace(*pair) for pair in zip(loc, log_scale, strict=True))

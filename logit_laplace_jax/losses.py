@@ -6,16 +6,19 @@ derivative rule is linear in the tangents with coefficients computed in the same
 works as well, which a ``jax.custom_vjp`` would forbid.
 """
 
+from __future__ import annotations
+
+import warnings
 from functools import partial
 
-import jax
+import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
 from logit_laplace_jax import distribution, pixel_map
+from logit_laplace_jax.checks import RangeWarning, jit, suspect
 
 
-@jax.jit
 def logit_laplace_loss(x: ArrayLike, loc: ArrayLike, log_scale: ArrayLike) -> Array:
     r"""Negative logit-Laplace log density: \|logit x - μ\|/b + ln b + ln 2 + ln x + ln(1-x).
 
@@ -35,12 +38,24 @@ def logit_laplace_loss(x: ArrayLike, loc: ArrayLike, log_scale: ArrayLike) -> Ar
       TypeError: ``x`` is an integer array (pixels that were not mapped).
       ValueError: the shapes do not broadcast.
 
+    Warns:
+      RangeWarning: on the first eager calls, x that reaches 0 or 1, or a scale where its logarithm
+        belongs; always, one channel of μ for three of x.
+
     >>> import jax.numpy as jnp
     >>> logit_laplace_loss(jnp.array([0.5, 0.9]), loc=0.0, log_scale=0.0)
     Array([-0.6931472 ,  0.48242...], dtype=float32)
     >>> jax.grad(lambda m: logit_laplace_loss(jnp.array([0.9, 0.2]), m, 0.0).mean())(0.1)
     Array(0., dtype=float32, weak_type=True)
     """
+    suspect("x", x, _suspect_x)
+    suspect("log_scale", log_scale, _suspect_log_scale)
+    return _loss(x, loc, log_scale)
+
+
+@jit
+def _loss(x: ArrayLike, loc: ArrayLike, log_scale: ArrayLike) -> Array:
+    _suspect_channels(jnp.shape(x), jnp.shape(loc))
     return -distribution.log_prob(x, loc, log_scale)
 
 
@@ -69,9 +84,35 @@ def logit_laplace_pixel_loss(
     >>> logit_laplace_pixel_loss(jnp.array([0, 128], jnp.uint8), loc=0.0, log_scale=0.0)
     Array([ 0.48242..., -0.6868...], dtype=float32)
     """
+    suspect("log_scale", log_scale, _suspect_log_scale)
     return _pixel_loss(pixel_map.as_uint8(pixels), loc, log_scale, pixel_map.check_eps(eps))
 
 
-@partial(jax.jit, static_argnames=("eps",))
+@partial(jit, static_argnames=("eps",))
 def _pixel_loss(pixels: Array, loc: ArrayLike, log_scale: ArrayLike, eps: float) -> Array:
-    return logit_laplace_loss(pixel_map.map_pixels(pixels, eps), loc, log_scale)
+    return _loss(pixel_map.map_pixels(pixels, eps), loc, log_scale)
+
+
+def _suspect_x(low: float, high: float) -> str | None:
+    if (low > 0 and high < 1) or low != low:
+        return None
+    return (
+        f"x reaches from {low:g} to {high:g}; at 0, at 1 and beyond the loss is inf and has no "
+        "gradient: pass x = map_pixels(pixels)"
+    )
+
+
+def _suspect_log_scale(low: float, high: float) -> str | None:
+    if not low > 0:
+        return None
+    return f"log_scale is {low:g} or more everywhere: it is ln b, pass jnp.log(b) for a scale b"
+
+
+def _suspect_channels(x: tuple[int, ...], loc: tuple[int, ...]) -> None:
+    if len(x) > 1 and x[-1] == 3 and loc == (*x[:-1], 1):
+        warnings.warn(
+            f"loc of shape {loc} gives all three channels of x one location; was one channel "
+            "of the statistics meant for each?",
+            RangeWarning,
+            stacklevel=2,
+        )

@@ -5,18 +5,19 @@ The logit-Laplace density lives on the open interval, 8-bit images do not: the m
 every value at least ε away from 0 and 1, where logit and density are steep.
 """
 
+from __future__ import annotations
+
 import math
 from fractions import Fraction
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
 from logit_laplace_jax import distribution
-from logit_laplace_jax.checks import check
+from logit_laplace_jax.checks import check, jit, suspect
 
 
 def check_eps(eps: float) -> float:
@@ -86,6 +87,9 @@ def map_pixels(pixels: ArrayLike, eps: float = 0.1) -> Array:
       TypeError: ``pixels`` has another dtype.
       ValueError: ``eps`` is outside [0, 0.5).
 
+    Warns:
+      RangeWarning: on the first eager calls, floating-point values outside [0, 1].
+
     >>> map_pixels(np.array([0, 255], np.uint8))
     Array([0.1, 0.9], dtype=float32)
     >>> map_pixels(0.5)
@@ -99,16 +103,29 @@ def map_pixels(pixels: ArrayLike, eps: float = 0.1) -> Array:
         raise TypeError(
             f"pixels must be uint8 in 0..255 or floating point in 0..1, got dtype {values.dtype}"
         )
+    suspect("floating-point pixels", values, _suspect)
     return _map_floats(values, eps)
 
 
-@partial(jax.jit, static_argnames=("eps",))
+def _suspect(low: float, high: float) -> str | None:
+    rounding = 1e-6  # what sums and resampling in float32 leave beyond the ends
+    if low != low or (low >= -rounding and high <= 1 + rounding):
+        return None
+    cure = "divide by what maps them to [0, 1]"
+    if low >= 0 and 2 < high <= 255:
+        cure = "they look like 0..255, pass uint8"
+    elif low >= -1 - rounding and high <= 1 + rounding:
+        cure = "they look like -1..1, pass 0.5 * pixels + 0.5"
+    return f"floating-point pixels must lie in [0, 1], these go from {low:g} to {high:g}: {cure}"
+
+
+@partial(jit, static_argnames=("eps",))
 def _map_levels(pixels: Array, eps: float) -> Array:
     levels = lax.convert_element_type(pixels, jnp.result_type(float))
     return affine(levels, (1 - 2 * Fraction(eps)) / 255, Fraction(eps))
 
 
-@partial(jax.jit, static_argnames=("eps",))
+@partial(jit, static_argnames=("eps",))
 def _map_floats(values: Array, eps: float) -> Array:
     (values,) = distribution.working_arrays(pixels=values)
     check(
@@ -144,13 +161,13 @@ def unmap_pixels(x: ArrayLike, eps: float = 0.1) -> Array:
     return _unmap(values, eps)
 
 
-@partial(jax.jit, static_argnames=("eps",))
+@partial(jit, static_argnames=("eps",))
 def _unmap(x: Array, eps: float) -> Array:
     (x,) = distribution.working_arrays(x=x)
     return jnp.clip((x - eps) / (1.0 - 2.0 * eps), 0.0, 1.0)
 
 
-@jax.jit
+@jit
 def bits_per_dim(nats_per_dim: ArrayLike) -> Array:
     """Converts nats per value to bits per value: nats / ln 2.
 

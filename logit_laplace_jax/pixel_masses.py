@@ -5,6 +5,8 @@ the first bin reaches down to 0 and the last one up to 1, so that the 256 probab
 Unlike densities they compare across likelihoods: their mean logarithm is a code length.
 """
 
+from __future__ import annotations
+
 from functools import partial
 
 import jax
@@ -13,6 +15,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from logit_laplace_jax import distribution, pixel_bins, pixel_map
+from logit_laplace_jax.checks import jit
 from logit_laplace_jax.distribution import elementary
 from logit_laplace_jax.distribution.kernels import Laplace
 
@@ -94,7 +97,7 @@ def _prepared(
     return pixel_bins.logit_bins(levels, levels.dtype, eps), loc, log_scale
 
 
-@partial(jax.jit, static_argnames=("eps",))
+@partial(jit, static_argnames=("eps",))
 def _pixel_log_prob(pixels: Array, loc: ArrayLike, log_scale: ArrayLike, eps: float) -> Array:
     bins, loc, log_scale = _prepared(pixels, loc, log_scale, eps)
     return Laplace.log_interval(
@@ -107,7 +110,7 @@ def _pixel_log_prob(pixels: Array, loc: ArrayLike, log_scale: ArrayLike, eps: fl
     )
 
 
-@partial(jax.jit, static_argnames=("eps",))
+@partial(jit, static_argnames=("eps",))
 def _pixel_pit(
     pixels: Array, loc: ArrayLike, log_scale: ArrayLike, eps: float, key: Array | None
 ) -> Array:

@@ -13,6 +13,7 @@ The tuning part is cut from the publisher's training part, never from the test p
 
 import dataclasses
 import functools
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,7 +114,9 @@ def _all(folder: Path, channels: int) -> np.ndarray:
     if not kept.exists():
         files = _files(folder)
         order = np.random.default_rng(0).permutation(len(files))
-        np.save(kept, np.stack([images.decode(files[i], channels) for i in order]))
+        part = kept.with_suffix(f".{os.getpid()}.npy")  # another worker may be at the same
+        np.save(part, np.stack([images.decode(files[i], channels) for i in order]))
+        os.replace(part, kept)
     array: np.ndarray = np.load(kept)
     return array
 

@@ -1,5 +1,7 @@
 """What every public function does with its arguments: types, shapes, ranges."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax

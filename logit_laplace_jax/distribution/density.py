@@ -1,5 +1,7 @@
 """The log density, its score and its Fisher information."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax
@@ -7,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from logit_laplace_jax.checks import check
+from logit_laplace_jax.checks import check, jit
 from logit_laplace_jax.distribution import elementary
 from logit_laplace_jax.distribution.arguments import broadcast, debug_parameters, reject_integers
 from logit_laplace_jax.distribution.elementary import LN2, weighted_tangents
@@ -88,7 +90,7 @@ def _log_prob_jvp(
 _log_prob.defjvp(_log_prob_jvp, symbolic_zeros=True)
 
 
-@jax.jit
+@jit
 def log_prob(x: ArrayLike, loc: ArrayLike, log_scale: ArrayLike) -> Array:
     r"""Log density of x, in nats: -\|logit x - μ\|/b - ln b - ln 2 - ln x - ln(1-x).
 
@@ -121,7 +123,7 @@ def log_prob(x: ArrayLike, loc: ArrayLike, log_scale: ArrayLike) -> Array:
     return _log_prob(x, loc, log_scale)
 
 
-@jax.jit
+@jit
 def score(x: ArrayLike, loc: ArrayLike, log_scale: ArrayLike) -> tuple[Array, Array]:
     r"""The score: derivatives of the log density in the two parameters.
 
@@ -153,7 +155,7 @@ def score(x: ArrayLike, loc: ArrayLike, log_scale: ArrayLike) -> tuple[Array, Ar
     return jnp.where(inside, -by_loc, 0.0), jnp.where(inside, -by_log_scale, 0.0)
 
 
-@jax.jit
+@jit
 def fisher_information(loc: ArrayLike, log_scale: ArrayLike) -> tuple[Array, Array]:
     """The Fisher information in (loc, log_scale): the matrix diag(1/b², 1), as its diagonal.
 

@@ -1,5 +1,7 @@
 """The Kullback-Leibler divergence between two logit-Laplace distributions."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax
@@ -7,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from logit_laplace_jax.checks import jit
 from logit_laplace_jax.distribution.arguments import broadcast, debug_parameters
 from logit_laplace_jax.distribution.elementary import (
     exp_excess,
@@ -76,7 +79,7 @@ def _kl_jvp(
 _kl.defjvp(_kl_jvp, symbolic_zeros=True)
 
 
-@jax.jit
+@jit
 def kl_divergence(
     loc_p: ArrayLike, log_scale_p: ArrayLike, loc_q: ArrayLike, log_scale_q: ArrayLike
 ) -> Array:

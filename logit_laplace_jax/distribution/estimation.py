@@ -1,14 +1,16 @@
 """Maximum-likelihood estimates of the two parameters."""
 
+from __future__ import annotations
+
 import math
 import operator
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from logit_laplace_jax.checks import jit
 from logit_laplace_jax.distribution import elementary
 from logit_laplace_jax.distribution.arguments import (
     gathered,
@@ -72,7 +74,7 @@ def fit(
     return _fit(values, counts, axes)
 
 
-@partial(jax.jit, static_argnames=("axes",))
+@partial(jit, static_argnames=("axes",))
 def _fit(x: Array, counts: Array | None, axes: tuple[int, ...]) -> tuple[Array, Array]:
     counts = jnp.ones_like(x, bool) if counts is None else counts
     kept = tuple(a for a in range(x.ndim) if a not in axes)

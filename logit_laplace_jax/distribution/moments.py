@@ -36,6 +36,8 @@ p - b² p'' = δ, so G - b² G'' = softplus(μ), and G'' = E σ'(X). With ln x(1
 Derivatives are those of the quadrature itself, taken forward through it in the derivative rule.
 """
 
+from __future__ import annotations
+
 import math
 from typing import Any
 
@@ -45,6 +47,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from logit_laplace_jax.checks import jit
 from logit_laplace_jax.distribution import elementary
 from logit_laplace_jax.distribution.arguments import broadcast, debug_parameters
 from logit_laplace_jax.distribution.elementary import LN2, weighted_tangents
@@ -199,7 +202,7 @@ def _prepared(loc: ArrayLike, log_scale: ArrayLike) -> list[Array]:
     return [loc, log_scale]
 
 
-@jax.jit
+@jit
 def mean(loc: ArrayLike, log_scale: ArrayLike) -> Array:
     """The mean of x, E σ(X): the reconstruction with the least squared error.
 
@@ -222,7 +225,7 @@ def mean(loc: ArrayLike, log_scale: ArrayLike) -> Array:
     return _moments(*_prepared(loc, log_scale))[0]
 
 
-@jax.jit
+@jit
 def variance(loc: ArrayLike, log_scale: ArrayLike) -> Array:
     """The variance of x. For b -> 0 it is 2 b² x² (1-x)² at the median, for b -> ∞ 1/4.
 
@@ -242,7 +245,7 @@ def variance(loc: ArrayLike, log_scale: ArrayLike) -> Array:
     return _moments(*_prepared(loc, log_scale))[1]
 
 
-@jax.jit
+@jit
 def entropy(loc: ArrayLike, log_scale: ArrayLike) -> Array:
     """The differential entropy of x, in nats: 1 + ln 2b + E ln x(1-x).
 
@@ -271,7 +274,7 @@ def entropy(loc: ArrayLike, log_scale: ArrayLike) -> Array:
     return of_laplace + at_median - elementary.scaled(2.0 * slope, -log_scale)
 
 
-@jax.jit
+@jit
 def median(loc: ArrayLike, log_scale: ArrayLike) -> Array:
     """The median of x, sigmoid(μ); a reconstruction by sigmoid(μ) is this, not the mean.
 
@@ -293,7 +296,7 @@ def median(loc: ArrayLike, log_scale: ArrayLike) -> Array:
     return jax.nn.sigmoid(loc)
 
 
-@jax.jit
+@jit
 def mode(loc: ArrayLike, log_scale: ArrayLike) -> Array:
     """The interior mode of x: sigmoid(μ) where b < 1; NaN where b >= 1, which has none.
 

@@ -3,6 +3,8 @@
 All are sigmoid(μ + b z) for some z: a standard Laplace quantile, or a draw.
 """
 
+from __future__ import annotations
+
 from functools import partial
 
 import jax
@@ -10,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from logit_laplace_jax.checks import jit
 from logit_laplace_jax.distribution import elementary
 from logit_laplace_jax.distribution.arguments import broadcast, debug_parameters
 from logit_laplace_jax.distribution.elementary import LN2
@@ -50,7 +53,7 @@ def _quantile(p: ArrayLike, loc: ArrayLike, log_scale: ArrayLike, sign: int) -> 
     return jnp.where(inside | jnp.isnan(value), value, _edge(p, low, high))
 
 
-@jax.jit
+@jit
 def quantile(p: ArrayLike, loc: ArrayLike, log_scale: ArrayLike) -> Array:
     """The x with cdf(x) = p: sigmoid(μ + b z), z = ln 2p for p <= 1/2 and -ln 2(1-p) above.
 
@@ -73,7 +76,7 @@ def quantile(p: ArrayLike, loc: ArrayLike, log_scale: ArrayLike) -> Array:
     return _quantile(p, loc, log_scale, 1)
 
 
-@jax.jit
+@jit
 def isf(q: ArrayLike, loc: ArrayLike, log_scale: ArrayLike) -> Array:
     """Inverse survival function: the x with survival(x) = q, exact for the smallest q.
 
@@ -97,7 +100,7 @@ def isf(q: ArrayLike, loc: ArrayLike, log_scale: ArrayLike) -> Array:
     return _quantile(q, loc, log_scale, -1)
 
 
-@jax.jit
+@jit
 def central_interval(mass: ArrayLike, loc: ArrayLike, log_scale: ArrayLike) -> tuple[Array, Array]:
     """The interval that holds ``mass`` and leaves as much below as above it.
 
@@ -132,7 +135,7 @@ def central_interval(mass: ArrayLike, loc: ArrayLike, log_scale: ArrayLike) -> t
     return ends[0], ends[1]
 
 
-@partial(jax.jit, static_argnames=("shape",))
+@partial(jit, static_argnames=("shape",))
 def _sample(key: Array, loc: Array, log_scale: Array, shape: tuple[int, ...]) -> Array:
     z = jax.random.laplace(key, shape, loc.dtype)
     x = jax.nn.sigmoid(shift(loc, z, log_scale))

@@ -5,6 +5,8 @@ function is the same with -z, so one rule with a sign serves both. Neither is co
 the other, which would lose the far tail.
 """
 
+from __future__ import annotations
+
 from functools import partial
 from typing import Any
 
@@ -13,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from logit_laplace_jax.checks import check
+from logit_laplace_jax.checks import check, jit
 from logit_laplace_jax.distribution import elementary
 from logit_laplace_jax.distribution.arguments import broadcast, debug_parameters, reject_integers
 from logit_laplace_jax.distribution.density import log_prob, standardise
@@ -118,7 +120,7 @@ def _prepared(x: ArrayLike, loc: ArrayLike, log_scale: ArrayLike) -> list[Array]
     return [x, loc, log_scale]
 
 
-@jax.jit
+@jit
 def cdf(x: ArrayLike, loc: ArrayLike, log_scale: ArrayLike) -> Array:
     """Cumulative distribution function P(X <= x).
 
@@ -141,7 +143,7 @@ def cdf(x: ArrayLike, loc: ArrayLike, log_scale: ArrayLike) -> Array:
     return _probability(*_prepared(x, loc, log_scale), 1)
 
 
-@jax.jit
+@jit
 def survival(x: ArrayLike, loc: ArrayLike, log_scale: ArrayLike) -> Array:
     """Survival function P(X > x), exact in the upper tail, where 1 - cdf is 0.
 
@@ -165,7 +167,7 @@ def survival(x: ArrayLike, loc: ArrayLike, log_scale: ArrayLike) -> Array:
     return _probability(*_prepared(x, loc, log_scale), -1)
 
 
-@jax.jit
+@jit
 def log_cdf(x: ArrayLike, loc: ArrayLike, log_scale: ArrayLike) -> Array:
     """ln P(X <= x), in nats, exact in both tails.
 
@@ -191,7 +193,7 @@ def log_cdf(x: ArrayLike, loc: ArrayLike, log_scale: ArrayLike) -> Array:
     return _log_probability(*_prepared(x, loc, log_scale), 1)
 
 
-@jax.jit
+@jit
 def log_survival(x: ArrayLike, loc: ArrayLike, log_scale: ArrayLike) -> Array:
     """ln P(X > x), in nats, exact in both tails; :func:`log_cdf` seen from the other end.
 
@@ -214,7 +216,7 @@ def log_survival(x: ArrayLike, loc: ArrayLike, log_scale: ArrayLike) -> Array:
     return _log_probability(*_prepared(x, loc, log_scale), -1)
 
 
-@jax.jit
+@jit
 def pit(x: ArrayLike, loc: ArrayLike, log_scale: ArrayLike) -> Array:
     """The probability integral transform of ``x``: its cdf under the predicted distribution.
 

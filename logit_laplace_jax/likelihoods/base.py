@@ -110,9 +110,8 @@ class Likelihood(abc.ABC):
     def mean_and_median(self, stats: Array) -> tuple[Array, Array]:
         """Mean and median of the 8-bit value, divided by 255: float32 [..., C] each.
 
-        From the 256 masses. The median is the smallest value whose cumulative probability reaches
-        1/2. The levels are visited one after the other, so that nothing of 256 times the image's
-        size is ever held.
+        The median is the smallest value whose cumulative probability reaches 1/2. The levels are
+        visited one after the other, so that nothing of 256 times the image's size is ever held.
         """
         mean, median = _call_or_nan(self, "_mean_and_median", stats)
         return mean, median
@@ -149,32 +148,22 @@ class Likelihood(abc.ABC):
     def _at_floor(self, stats: Array) -> Array:
         return jnp.zeros_like(split_stats(stats, self.num_stats)[0], bool)
 
-    def _log_masses(self, stats: Array) -> Callable[[Array], Array]:
-        """The function of the pixels that :meth:`_mean_and_median` calls for each level."""
-        return lambda pixels: self._log_mass(pixels, stats)
+    def _level_cdf(self, stats: Array) -> Callable[[Array], Array]:
+        """Of a level, a scalar uint8 below 255: the probability of a value up to it, [..., C]."""
+        raise NotImplementedError
 
     def _mean_and_median(self, stats: Array) -> tuple[Array, Array]:
-        black = jnp.zeros_like(split_stats(stats, self.num_stats)[0], jnp.uint8)
-        log_mass = self._log_masses(stats)
+        cdf = self._level_cdf(stats)
 
-        def mass(level: Array) -> Array:
-            return jnp.exp(log_mass(black + level.astype(jnp.uint8)))
+        def visit(carry: tuple[Array, Array], level: Array) -> tuple[tuple[Array, Array], None]:
+            mean, median = carry
+            below = cdf(level.astype(jnp.uint8))
+            return (mean + (1.0 - below), median + (below < 0.5).astype(mean.dtype)), None
 
-        def visit(carry: tuple[Array, Array, Array], level: Array) -> tuple[Any, None]:
-            cdf, moment, below = carry
-            p = mass(level)
-            cdf = cdf + p
-            return (cdf, moment + p * level.astype(p.dtype), below + count(cdf)), None
-
-        def count(cdf: Array) -> Array:
-            return (cdf < 0.5).astype(cdf.dtype)
-
-        first = mass(jnp.zeros((), jnp.int32))
-        start = first, jnp.zeros_like(first), count(first)
-        (total, moment, below), _ = lax.scan(visit, start, jnp.arange(1, 256))
-        # Dividing by the total undoes the rounding of its 256 terms.
-        mean = jnp.clip(moment / (255.0 * total), 0.0, 1.0)
-        return mean, jnp.minimum(below, 255.0) / 255.0
+        # E[K] = sum of P(K > k); the median is the number of levels k with P(K <= k) < 1/2.
+        start = jnp.zeros_like(split_stats(stats, self.num_stats)[0])
+        (mean, median), _ = lax.scan(visit, (start, start), jnp.arange(255))
+        return jnp.clip(mean * (1.0 / 255.0), 0.0, 1.0), median / 255.0
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -198,9 +198,7 @@ class LocationScale(base.Likelihood):
         return self._nll(self._target(pixels, noise, loc), loc, log_scale)
 
     def _log_mass(self, pixels: Array, stats: Array) -> Array:
-        return self._log_mass_at(pixels, *self.parameters(stats, pixels))
-
-    def _log_mass_at(self, pixels: Array, loc: Array, log_scale: Array) -> Array:
+        loc, log_scale = self.parameters(stats, pixels)
         bins = self._bins(pixels, loc)
         return self.kernel.log_interval(
             self._z(bins.lower, loc, log_scale),
@@ -211,16 +209,18 @@ class LocationScale(base.Likelihood):
             bins.last,
         )
 
-    def _log_masses(self, stats: Array) -> Callable[[Array], Array]:
+    def _cdf(self, t: Array, loc: Array, log_scale: Array) -> Array:
+        """Probability of what lies below the position t."""
+        return self.kernel.cdf(self._z(t, loc, log_scale))
+
+    def _level_cdf(self, stats: Array) -> Callable[[Array], Array]:
         loc, log_scale = self.parameters(stats)
-        return lambda pixels: self._log_mass_at(pixels, loc, log_scale)
+        return lambda level: self._cdf(self._bins(level, loc).upper, loc, log_scale)
 
     def _bin_cdf(self, pixels: Array, stats: Array) -> tuple[Array, Array]:
         loc, log_scale = self.parameters(stats, pixels)
         bins = self._bins(pixels, loc)
-        low, high = (
-            self.kernel.cdf(self._z(end, loc, log_scale)) for end in (bins.lower, bins.upper)
-        )
+        low, high = (self._cdf(end, loc, log_scale) for end in (bins.lower, bins.upper))
         return jnp.where(bins.first, 0.0, low), jnp.where(bins.last, 1.0, high)
 
     def _reconstruct(self, stats: Array) -> Array:

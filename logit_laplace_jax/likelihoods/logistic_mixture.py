@@ -172,15 +172,15 @@ class LogisticMixtureLikelihood(base.Likelihood):
         means = mixture.shifted(_line(pixels, mixture.means.dtype))
         return jnp.minimum(self._mixed(mixture, self._interval(pixels, mixture, means)), 0.0)
 
-    def _log_masses(self, stats: Array) -> Callable[[Array], Array]:
+    def _level_cdf(self, stats: Array) -> Callable[[Array], Array]:
         mixture = self.parameters(stats)
-        means = self._marginal_means(mixture)
+        means, weights = self._marginal_means(mixture), jnp.exp(mixture.log_weights)
 
-        def log_mass(pixels: Array) -> Array:
-            inside = mixture.log_weights + self._interval(pixels, mixture, means)
-            return jax.nn.logsumexp(inside, axis=-1)
+        def cdf(level: Array) -> Array:
+            end = pixel_bins.line_bins(level, means.dtype).upper
+            return jnp.minimum((weights * jax.nn.sigmoid(_z(end, means, mixture))).sum(-1), 1.0)
 
-        return log_mass
+        return cdf
 
     def _bin_cdf(self, pixels: Array, stats: Array) -> tuple[Array, Array]:
         mixture = self.parameters(stats)

@@ -76,7 +76,8 @@ class Truncated(location_scale.LocationScale):
     def _bins(self, pixels: Array, loc: Array) -> pixel_bins.Bins:
         return pixel_bins.line_bins(pixels, loc.dtype, closed=True)
 
-    def _log_mass_at(self, pixels: Array, loc: Array, log_scale: Array) -> Array:
+    def _log_mass(self, pixels: Array, stats: Array) -> Array:
+        loc, log_scale = self.parameters(stats, pixels)
         bins = self._bins(pixels, loc)
         return self._log_part(bins.lower, bins.upper, loc, log_scale)
 
@@ -85,12 +86,6 @@ class Truncated(location_scale.LocationScale):
         upper = jnp.where(inside, t, HALF_LEVELS)
         part = self._log_part(jnp.full_like(t, -HALF_LEVELS), upper, loc, log_scale)
         return jnp.where(inside, jnp.exp(part), 0.0)
-
-    def _bin_cdf(self, pixels: Array, stats: Array) -> tuple[Array, Array]:
-        loc, log_scale = self.parameters(stats, pixels)
-        bins = self._bins(pixels, loc)
-        low, high = (self._cdf(end, loc, log_scale) for end in (bins.lower, bins.upper))
-        return low, jnp.where(bins.last, 1.0, high)
 
     def _sample(self, key: Array, stats: Array) -> Array:
         """By bisection of the cdf, to 2**-24 of the range: it holds for μ far outside too."""

@@ -18,17 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from logit_laplace_jax.checks import check
+from logit_laplace_jax.checks import RangeWarning, check
 
 ValueRange = Literal["uint8", "unit", "symmetric"]
 """`uint8`: dtype uint8, 0..255. `unit`: floats 0..1. `symmetric`: floats -1..1."""
 
 _CHOICES = "'uint8' (dtype uint8, 0..255), 'unit' (floats 0..1) or 'symmetric' (floats -1..1)"
 _SYMMETRIC_HINT = "they look like -1..1: pass value_range='symmetric'"
-
-
-class RangeWarning(UserWarning):
-    """Pixel values that may be right, but look like those of another range."""
 
 
 def as_array(values: Any) -> Any:
