@@ -2,7 +2,7 @@
 
 python experiments/compare.py [STUDY] [--options]
 
-Studies: smoke (seconds), main (two CPU cores, some ten hours), main_large (one accelerator). The
+Studies: smoke (seconds), main (two CPU cores, some six hours), main_large (one accelerator). The
 same command goes on where it stopped.
 """
 

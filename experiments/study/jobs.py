@@ -105,6 +105,8 @@ def run_job(job: Job, study: Study, images: Path | None, runs: Path, results: Pa
     try:
         loop.train(config, chosen, say=lambda line: None)
         measured = measures.measure_run(config.run_dir, chosen, 64)
+        if job.phase == "tuning":
+            del measured["per_image"]  # only final runs are compared image by image
     except NonFiniteLoss as error:
         measured = {"failed": str(error)}
     jax.clear_caches()  # every run compiles anew, its configuration being static to the compiler

@@ -1,4 +1,4 @@
-"""The study that answers the question, for two CPU cores: some ten hours in all.
+"""The study that answers the question, for two CPU cores: some six hours in all.
 
     python experiments/compare.py main --images DIR
 
@@ -64,23 +64,23 @@ ABLATIONS = (
 STUDY = Study(
     base=TrainConfig(
         run_dir="",
-        steps=2_000,
-        batch_size=16,
+        steps=1_200,
+        batch_size=8,
         parallel="single",
-        checkpoint_every=500,
+        checkpoint_every=600,
         keep_checkpoints=1,
         log_every=50,
         data=DataConfig(min_crop=0.15, threads=1),
         evaluation=EvaluationConfig(every=0, images=64),
-        init="data",
+        init="codebook",
         beta=Schedule(3.0, 1.0),
         temperature=Schedule(1.0, 1.0 / 16.0),
         optimizer=OptimizerConfig(ema_decay=0.995),
-        model=DVAEConfig(group_count=3, n_hid=16, n_blk_per_group=1, vocab_size=256, n_init=32),
+        model=DVAEConfig(group_count=3, n_hid=32, n_blk_per_group=1, vocab_size=256, n_init=32),
     ),
     data=("cifar10", "openmoji", "mnist", "bsds500"),
     cells=FAMILIES + ABLATIONS,
-    grid=tuple(Tuned(rate, beta) for rate in (1e-3, 3e-3) for beta in (0.5, 2.0)),
+    grid=tuple(Tuned(rate, beta) for rate in (2e-3, 6e-3) for beta in (0.5, 2.0)),
     seeds=5,
     held_out=512,
 )

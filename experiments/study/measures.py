@@ -112,7 +112,7 @@ def summarise(
             columns[f"bits_{part}"] = rows[f"mass_{part}"] / count / math.log(2.0)
             columns[f"mae_{part}"] = rows[f"absolute_{part}"] / count
     kept = {
-        name: [None if math.isnan(v) else float(f"{v:.5g}") for v in columns[name]]
+        name: [None if math.isnan(v) else float(f"{v:.4g}") for v in columns[name]]
         for name in IMAGE_MEASURES
     }
     return result | {"per_image": kept}

@@ -14,7 +14,8 @@ def resampled_means(
     """Means of paired differences under the bootstrap.
 
     Seeds and groups of images are drawn anew together, each with replacement: a draw takes every
-    drawn group under every drawn seed.
+    drawn group under every drawn seed. Drawing S of S seeds anew understates their variance by
+    (S - 1)/S, much for a handful: the draws' distances from the mean are widened by its root.
 
     Args:
       differences: float [S, N], by seed and image; NaN where an image has no such measure.
@@ -40,10 +41,10 @@ def resampled_means(
     total = np.einsum("ds,sg,dg->d", of_seeds, sums, of_groups, optimize=True)
     number = np.einsum("ds,sg,dg->d", of_seeds, numbers, of_groups, optimize=True)
     # With a handful of images a draw may hold none that has the measure: it tells nothing new.
-    result: np.ndarray = np.where(
-        number > 0, total / np.maximum(number, 1), np.nanmean(differences)
-    )
-    return result
+    centre = np.nanmean(differences)
+    means = np.where(number > 0, total / np.maximum(number, 1), centre)
+    widened: np.ndarray = centre + math.sqrt(seeds / max(seeds - 1, 1)) * (means - centre)
+    return widened
 
 
 def interval(means: np.ndarray, level: float = 0.95) -> tuple[float, float]:

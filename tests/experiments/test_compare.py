@@ -46,13 +46,14 @@ def test_bootstrap_of_one_seed_is_scipys():
 
 
 def test_bootstrap_variance_of_additive_differences():
-    # With d = a of the seed + b of the picture, the draws' variance is var(a)/S + var(b)/G.
+    # With d = a of the seed + b of the picture, the draws' variance is var(a)/S + var(b)/G, before
+    # it is widened by S/(S - 1), which makes the first term that of the unbiased variance of a.
     rng = np.random.default_rng(4)
     of_seed, of_picture = rng.normal(size=5), rng.normal(size=40)
     groups = np.repeat(np.arange(40), 3)  # three images of each picture
     d = of_seed[:, None] + of_picture[groups]
     means = statistics.resampled_means(d, groups, rng, draws=DRAWS)
-    expected = np.sqrt(of_seed.var() / 5 + of_picture.var() / 40)
+    expected = np.sqrt(5 / 4 * (of_seed.var() / 5 + of_picture.var() / 40))
     assert means.std() == pytest.approx(expected, rel=LOOSE)
     assert means.mean() == pytest.approx(d.mean(), abs=6 * expected / DRAWS**0.5)
 
