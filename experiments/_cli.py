@@ -15,6 +15,7 @@ import _xla_flags
 # Before jax is imported: its start-up notes are not for the users of these scripts.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 _xla_flags.choose(os.environ)
+_xla_flags.expect_no_tpu(sys.argv[1:], os.environ)
 # Notebooks export their own backend; the scripts draw into files alone.
 os.environ["MPLBACKEND"] = "agg"
 

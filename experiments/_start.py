@@ -43,7 +43,7 @@ def start(config: Any, launch: Any, words: str, finish: Callable[[Any], None]) -
 
     if launch.dry_run:
         with one_line_errors(ValueError):
-            preflight.dry_run(config, launch.simulate is not None, tell)
+            preflight.dry_run(config, launch, tell)
         return
 
     from logit_laplace_jax.runs import loop

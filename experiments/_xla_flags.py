@@ -35,6 +35,20 @@ def choose(environ: MutableMapping[str, str]) -> None:
         environ["XLA_FLAGS"] = f"{flags} {EIGEN_CONVOLUTIONS}".strip()
 
 
+def expect_no_tpu(args: list[str], environ: MutableMapping[str, str]) -> None:
+    """Where a TPU's compiler is asked without a TPU; before the first import of jax.
+
+    The import looks for one, asks the cloud what machine this is, and complains at length.
+    """
+    if any(word.split("=")[0] in ("--topology", "compiled") for word in args):
+        environ |= {
+            "TPU_SKIP_MDS_QUERY": "1",
+            "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+            "TPU_WORKER_HOSTNAMES": "localhost",
+            "TPU_WORKER_ID": "0",
+        }
+
+
 def _plugins() -> bool:
     return any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
 

@@ -6,7 +6,6 @@ Nothing here needs tyro, grain or TFDS, so that a lean GPU image can call ``run`
 import dataclasses
 import importlib
 import math
-import os
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
@@ -135,9 +134,9 @@ class CompiledOptions:
         Raises:
           ValueError: it is not installed.
         """
-        from benchmarks import targets
+        from logit_laplace_jax.runs import targets
 
-        targets.prepare(self.target, os.environ)
+        targets.prepare(self.target)
 
 
 def load(suite: str) -> ModuleType:

@@ -21,6 +21,9 @@ class Launch:
     written."""
     simulate: int | None = None
     """With dry_run: as if there were so many devices (simulated on the CPU)."""
+    topology: str | None = None
+    """With dry_run: as on this hardware, by its own compiler and without it: v5e:4x4, v6e:2x2,
+    v4:2x2x1, v5p:2x2x1 (chips along each axis; needs jax[tpu]), h100:8 (needs jax[cuda12])."""
     memory_report: bool = False
     """Tell first what an update needs on each device; a run that cannot fit is refused."""
     profile: bool = False
@@ -35,5 +38,11 @@ class Launch:
             raise ValueError("--simulate belongs to --dry-run")
         if self.simulate is not None and self.simulate < 1:
             raise ValueError(f"simulate must be 1 or more, got {self.simulate}")
+        if self.topology is not None and not self.dry_run:
+            raise ValueError("--topology belongs to --dry-run")
+        if self.topology is not None and self.simulate is not None:
+            raise ValueError("give --topology or --simulate, not both")
         if self.dry_run and self.distributed:
-            raise ValueError("--dry-run is for one process: give --simulate for many devices")
+            raise ValueError(
+                "--dry-run is for one process: give --topology or --simulate for many devices"
+            )

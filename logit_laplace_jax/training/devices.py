@@ -12,7 +12,7 @@ devices.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -258,8 +258,8 @@ def _local(leaf: jax.Array) -> jax.Array:
     return leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf
 
 
-def of(config: RunConfig) -> Layout:
-    """The layout that a configuration asks for, on the devices at hand.
+def of(config: RunConfig, available: Sequence[jax.Device] | None = None) -> Layout:
+    """The layout that a configuration asks for, on the devices at hand or on those given.
 
     Raises:
       ValueError: as :func:`choose`.
@@ -270,6 +270,7 @@ def of(config: RunConfig) -> Layout:
         accumulate=config.accumulate,
         fsdp=config.fsdp,
         devices=config.devices,
+        available=available,
     )
 
 
@@ -280,6 +281,7 @@ def choose(
     accumulate: int = 1,
     fsdp: bool = False,
     devices: int | None = None,
+    available: Sequence[jax.Device] | None = None,
 ) -> Layout:
     """The layout for ``--parallel mode`` on the devices at hand.
 
@@ -290,6 +292,7 @@ def choose(
       accumulate: parts that a batch is computed in.
       fsdp: spread the state over the devices too.
       devices: use the first so many, in one process; None: all.
+      available: devices in place of this process's, such as those of a described machine.
 
     Raises:
       ValueError: the devices do not divide the batch, there are too few of them, or the mode is
@@ -301,7 +304,7 @@ def choose(
     """
     if mode not in ("auto", "pmap", "mesh", "single"):
         raise ValueError(f"parallel must be auto, pmap, mesh or single, got {mode!r}")
-    local = tuple(jax.local_devices())
+    local = tuple(available or jax.local_devices())
     if jax.process_count() > 1:
         if devices is not None:
             raise ValueError("--devices is for one process: several always use all of theirs")
