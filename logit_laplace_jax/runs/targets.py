@@ -84,16 +84,18 @@ def prepare(name: str) -> None:
     Raises:
       ValueError: the compiler is not installed; the message says what to install.
     """
+    on_tpu = TARGETS[name].platform == "tpu"
+    if on_tpu and importlib.util.find_spec("libtpu") is None:
+        raise ValueError(f"{name} needs the TPU's compiler: pip install 'jax[tpu]'")
+    plugins = [importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13)]
+    if not on_tpu and not any(plugins):
+        raise ValueError(f"{name} needs the GPU's compiler: pip install 'jax[cuda12]'")
     # What is kept could not be read again: it needs the device.
     jax.config.update("jax_enable_compilation_cache", False)
-    if TARGETS[name].platform == "tpu":
-        if importlib.util.find_spec("libtpu") is None:
-            raise ValueError(f"{name} needs the TPU's compiler: pip install 'jax[tpu]'")
+    if on_tpu:
         jax.config.update("jax_platforms", "cpu")
         os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
         return
-    if not any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13)):
-        raise ValueError(f"{name} needs the GPU's compiler: pip install 'jax[cuda12]'")
     jax.config.update("jax_platforms", None)
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"

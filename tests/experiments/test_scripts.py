@@ -107,7 +107,7 @@ HELP = {
         checkpoint-every data likelihood.min-log-scale debug beta.start temperature.steps
         learning-rate.shape optimizer.ema-decay model.vocab-size fsdp devices accumulate precision
         data.threads init-from freeze distributed coordinator num-processes process-id dry-run
-        simulate memory-report profile""",
+        simulate topology memory-report profile""",
     "evaluate.py": "data json whole resize edges limit batch-size checkpoint",
     "reconstruct.py": "longest-side output enlarge checkpoint",
 }

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import os
 import re
 import subprocess
@@ -225,6 +226,11 @@ def test_a_report_comes_first_and_changes_nothing(photographs, tmp_path, mode, f
         (["--simulate", "8"], "--simulate belongs to --dry-run"),
         (["--dry-run", "--simulate", "0"], "simulate must be 1 or more"),
         (["--dry-run", "--distributed"], "--dry-run is for one process"),
+        (["--topology", "v5e:4x4"], "--topology belongs to --dry-run"),
+        (["--dry-run", "--topology", "v5e:2x2", "--simulate", "2"], "not both"),
+        (["--dry-run", "--topology", "v9:2x2"], "unknown topology 'v9:2x2'; there are v4, v5e"),
+        (["--dry-run", "--topology", "v5e:4"], "'v5e:4' is no machine of v5es; one is v5e:2x2"),
+        (["--dry-run", "--topology", "h100:0"], "'h100:0' is no machine of h100s; one is h100:1"),
         (["--dry-run", "--parallel", "pmap", "--batch-size", "6"], "batch size 6"),
     ],
 )
@@ -233,6 +239,24 @@ def test_what_does_not_go_with_a_dry_run(here, args, words):
     assert (status, left) == (2, [])
     assert len(err.splitlines()) == 1
     assert words in err
+
+
+@pytest.mark.parametrize(("machine", "extra"), [("v6e:2x2", "tpu"), ("h100:8", "cuda12")])
+def test_a_compiler_that_is_not_installed_is_named(here, monkeypatch, machine, extra):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    status, _, err, left = here("smoke", "--dry-run", "--topology", machine)
+    assert (status, left) == (2, [])
+    name = machine.partition(":")[0]
+    assert err.startswith(f"train.py: error: {name} needs the ")
+    assert err.endswith(f"compiler: pip install 'jax[{extra}]'\n")
+
+
+def test_what_does_not_fit_is_said_before_anything_is_rented(needs):
+    found = needs["single"][0]
+    preflight.require_fit(found, None)
+    preflight.require_fit(found, found.total_bytes)
+    with pytest.raises(RunError, match=r"an update needs .* on each device, which has .*--fsdp"):
+        preflight.require_fit(found, found.total_bytes - 1)
 
 
 def test_a_run_that_cannot_fit_is_refused(here, photographs, monkeypatch):

@@ -1,0 +1,86 @@
+"""What the TPU's own compiler says: traffic of the building blocks, and dry runs for its machines.
+
+It runs where the compiler is installed, without a TPU: in an environment with ``jax[tpu]``.
+"""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs the TPU's compiler: jax[tpu]"
+)
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
+# Bytes moved over the ideal, at most: the contract's for loss, map and mass; for pooling and
+# upsampling those of the best peer, nn.max_pool (1,728 of 576 MiB) and jnp.repeat (1,088 of 320).
+LIMITS = {
+    "map_pixels": 1.1,
+    "loss_float32": 1.1,
+    "loss_bfloat16": 1.1,
+    "pixel_loss_float32": 1.1,
+    "pixel_loss_bfloat16": 1.1,
+    "pixel_log_prob_float32": 1.5,
+    "pixel_log_prob_bfloat16": 1.5,
+    "max_pool": 3.01,
+    "upsample": 3.41,
+}
+
+
+def run(tmp_path, *args):
+    done = subprocess.run(
+        [sys.executable, *map(str, args)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=1500,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_building_blocks_are_at_the_memorys_limit(tmp_path):
+    command = [EXPERIMENTS / "benchmark.py", "compiled", "--ours", "--out", "out", "--blocks"]
+    status, _, err = run(tmp_path, *command, *LIMITS)
+    assert status == 0, err
+    rows = json.loads((tmp_path / "out" / "compiled.json").read_text())["rows"]
+    found = {row["block"]: row["bytes"] / row["ideal_bytes"] for row in rows}
+    over = {name: found[name] for name, limit in LIMITS.items() if found[name] > limit}
+    assert not over
+    assert not any(row["gathers"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("options", "devices"),
+    [
+        (["--topology", "v5e:2x2"], 4),
+        (["--topology=v5e:4x4", "--batch-size=16", "--parallel=mesh", "--fsdp"], 16),
+    ],
+)
+def test_a_dry_run_for_a_machine_that_is_not_there(tmp_path, options, devices):
+    status, out, err = run(tmp_path, EXPERIMENTS / "train.py", "smoke", "--dry-run", *options)
+    assert (status, err) == (0, "")
+    assert not list(tmp_path.iterdir())
+    assert f"needs     on each of {devices} devices: " in out
+    assert "of 16.0 GiB" in out
+    # 3.06 MFLOP: tests/runs/test_preflight.py holds the count to the convolutions' own.
+    assert "3.06 MFLOP per image" in out
+    assert re.search(r"on each device [\d.]+ MiB of memory traffic; .* [\d.]+ ms at least", out)
+
+
+def test_what_does_not_fit_is_refused(tmp_path):
+    model = ["--model.vocab-size=8192", "--model.n-hid=256", "--batch-size=1024", "--steps=1"]
+    status, _, err = run(
+        tmp_path,
+        *(EXPERIMENTS / "train.py", "smoke", "--dry-run", "--topology=v5e:2x2", "--image-size=128"),
+        *model,
+    )
+    assert status == 2
+    assert len(err.splitlines()) == 1
+    assert "--accumulate" in err
