@@ -42,6 +42,7 @@ def logit_laplace_loss(x: ArrayLike, loc: ArrayLike, log_scale: ArrayLike) -> Ar
       RangeWarning: on the first eager calls, x that reaches 0 or 1, or a scale where its logarithm
         belongs; always, one channel of μ for three of x.
 
+    >>> import jax
     >>> import jax.numpy as jnp
     >>> logit_laplace_loss(jnp.array([0.5, 0.9]), loc=0.0, log_scale=0.0)
     Array([-0.6931472 ,  0.48242...], dtype=float32)

@@ -46,6 +46,7 @@ def fit(
       TypeError: ``x`` is an integer array, or ``where`` is not boolean.
       ValueError: ``axis`` is out of range or named twice, or ``where`` does not broadcast.
 
+    >>> import jax
     >>> x = jax.nn.sigmoid(jnp.array([-1.0, 0.0, 2.0, 9.0]))
     >>> loc, log_scale = fit(x, where=jnp.arange(4) < 3)
     >>> abs(loc).round(5), jnp.exp(log_scale).round(5)
