@@ -30,7 +30,10 @@ class LogitNormalLikelihood(location_scale.LogitLocationScale):
 
     def _loss(self, pixels: Array, stats: Array, noise: Array | None) -> Array:
         loc, log_scale = self.parameters(stats, pixels, noise)
-        x = self._mapped(pixels, noise, loc)
+        return elementary.one_pass(self._nll_at, self._mapped(pixels, noise, loc), loc, log_scale)
+
+    def _nll_at(self, x: Array, loc: Array, log_scale: Array) -> Array:
+        """Negative log density of the mapped pixel x."""
         inside = elementary.inside(x)
         safe = jnp.where(inside, x, 0.5)
         t = elementary.logit(safe)
