@@ -193,7 +193,7 @@ def split_stats(stats: Array, num_stats: int) -> list[Array]:
     >>> [a.tolist() for a in split_stats(jnp.arange(4.0), 2)]
     [[0.0, 1.0], [2.0, 3.0]]
     """
-    stats = _floats(stats, num_stats)
+    stats = floats(stats, num_stats)
     # By slices: on a TPU the array that a reshape makes of few channels is mostly padding.
     channels = stats.shape[-1] // num_stats
     return [
@@ -210,11 +210,19 @@ def stack_stats(stats: Array, num_stats: int) -> Array:
     >>> stack_stats(jnp.arange(4.0), 2).tolist()
     [[0.0, 1.0], [2.0, 3.0]]
     """
-    stats = _floats(stats, num_stats)
+    stats = floats(stats, num_stats)
     return stats.reshape(*stats.shape[:-1], num_stats, stats.shape[-1] // num_stats)
 
 
-def _floats(stats: Array, num_stats: int) -> Array:
+def floats(stats: Array, num_stats: int) -> Array:
+    """The statistics in float32 at least.
+
+    Raises:
+      ValueError: the last axis is not a multiple of ``num_stats``.
+
+    >>> floats(jnp.zeros(4, jnp.bfloat16), 2).dtype.name
+    'float32'
+    """
     import chex  # on first use: see distribution.sample
 
     chex.assert_type(stats, float)
