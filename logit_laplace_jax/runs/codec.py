@@ -75,12 +75,15 @@ class Encoded:
     Attributes:
       content: the file.
       token_bits, pixel_bits: the exact code lengths that the model promises, summed in float64.
+      charged_bits: what the coder charges of both: rare symbols cost less than promised, as no
+        probability in it is below 2^-24.
       header_bytes: what of the file is neither tokens nor pixels.
     """
 
     content: bytes
     token_bits: float
     pixel_bits: float
+    charged_bits: float
     header_bytes: int
 
 
@@ -141,7 +144,13 @@ class Codec:
         packed = zlib.compress(json.dumps(description, separators=(",", ":")).encode(), 9)
         body = packed + coder.content()
         head = _HEAD.pack(_MAGIC, self.fingerprint, hashlib.sha256(body).digest()[:8], len(packed))
-        return Encoded(head + body, coder.token_bits, coder.pixel_bits, len(head) + len(packed))
+        return Encoded(
+            head + body,
+            coder.token_bits,
+            coder.pixel_bits,
+            coder.charged_bits,
+            len(head) + len(packed),
+        )
 
     def decompress(self, content: bytes) -> list[Image]:
         """Decodes a file to the very images.
@@ -391,6 +400,7 @@ class _Encoder:
         self._coder = constriction.stream.queue.RangeEncoder()
         self.token_bits = 0.0
         self.pixel_bits = 0.0
+        self.charged_bits = 0.0
 
     def symbols(self, symbols: np.ndarray | None, log_probs: np.ndarray, kind: str) -> np.ndarray:
         assert symbols is not None
@@ -399,8 +409,11 @@ class _Encoder:
         symbols = symbols.astype(np.int32)
         group, place = np.divmod(symbols, _GROUP)
         logs, groups = _grouped(log_probs)
-        self._coder.encode(group, _FAMILY, _probabilities(groups))
-        self._coder.encode(place, _FAMILY, _probabilities(_within(logs, group)))
+        for part, chosen in ((groups, group), (_within(logs, group), place)):
+            probabilities = _probabilities(part)
+            self._coder.encode(chosen, _FAMILY, probabilities)
+            charged = np.maximum(probabilities[np.arange(len(part)), chosen], 2.0**-24)
+            self.charged_bits -= math.fsum(np.log2(charged))
         chosen = np.take_along_axis(log_probs, symbols[:, None].astype(np.int64), 1)
         bits = -math.fsum(chosen.ravel().astype(np.float64)) / math.log(2.0)
         if kind == "token":
@@ -413,6 +426,7 @@ class _Encoder:
         assert symbols is not None
         self._coder.encode(symbols.astype(np.int32), constriction.stream.model.Uniform(size))
         self.token_bits += count * math.log2(size)
+        self.charged_bits += count * math.log2(size)
         return symbols
 
     def content(self) -> bytes:
