@@ -147,17 +147,17 @@ def _blocks(results: Results) -> list[list[str]]:
         if key not in known and hasattr(value, "__float__") and np.ndim(value) == 0
     ]
     sections = [section for section in [*sections, ("other", [""], rest)] if section[2]]
-    rows = [row for _, _, rows in sections for row in rows]
-    label = max([18, *(len(row[0]) for row in rows)])
-    unit = max([11, *(len(row[1]) for row in rows)])
-    wide = max([7, *(len(cell) for row in rows for cell in row[2])])
+    every = [row for _, _, kept in sections for row in kept]
+    label = max([18, *(len(row[0]) for row in every)])
+    unit = max([11, *(len(row[1]) for row in every)])
+    wide = max([7, *(len(cell) for row in every for cell in row[2])])
 
     def line(start: str, cells: list[str]) -> str:
         return (f"{start:<{label + unit + 4}}" + "".join(f"  {c:>{wide}}" for c in cells)).rstrip()
 
     return [
-        [line(title, names), *(line(f"  {a:<{label}}  {b}", cells) for a, b, cells in rows)]
-        for title, names, rows in sections
+        [line(title, names), *(line(f"  {a:<{label}}  {b}", cells) for a, b, cells in kept)]
+        for title, names, kept in sections
     ]
 
 

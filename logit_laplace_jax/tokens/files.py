@@ -175,8 +175,8 @@ def _write_array_record(path: Path, parts: Iterable[Tokens], metadata: dict[str,
     shared = {key: value for key, value in metadata.items() if key != "skipped"}
     writer = _array_record().ArrayRecordWriter(str(path), "group_size:1")
     for part in parts:
-        for name, grid, size in zip(part.names, part, part.sizes.tolist(), strict=True):
-            grid = grid.astype(grid.dtype.newbyteorder("<"))
+        for i, (name, size) in enumerate(zip(part.names, part.sizes.tolist(), strict=True)):
+            grid = part[i].astype(part.flat.dtype.newbyteorder("<"))
             header = {"name": name, "grid": grid.shape, "size": size, "dtype": grid.dtype.str}
             writer.write(json.dumps(header | shared).encode() + b"\n" + grid.tobytes())
     writer.close()
