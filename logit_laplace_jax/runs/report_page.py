@@ -30,7 +30,7 @@ _HEAD = {
     "step": "step {:,.0f}",
     "images": "{:,.0f} images",
     "values_per_image": "{:,.0f} values an image",
-    "prior_step": "{:,.0f}",
+    "prior_step": "{}",
 }
 _CHARTED = ("code_counts", "pit_counts")
 

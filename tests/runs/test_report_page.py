@@ -25,7 +25,9 @@ def everything():
     }
     names = [f"{name}_{kind}" for name, kinds in numbers.items() for kind in kinds]
     names += ["nll_hard", "nll_relaxed", "elbo_hard", "elbo_relaxed", "kl", "psnr_relaxed"]
-    names += ["pit_tv", "pit_ks", "pit_mean_shift", "pit_variance_ratio"]
+    names += ["pit_tv", "pit_ks", "pit_mean_shift", "pit_variance_ratio", "optimal_scale", "psnr"]
+    names += ["bits_per_token", "bpd_prior_codes", "bpd_uniform_codes", "bpd_prior", "bpd_uniform"]
+    names += ["bpd_png", "bpd_webp"]
     names += [f"{name}_{place}" for name in ("bpd", "psnr", "mae") for place in ("edges", "flat")]
     results = {name: 1.2345 + 1.0101 * i for i, name in enumerate(names)}
     return {
@@ -105,7 +107,8 @@ def test_the_table_has_every_number():
     sections = [line for line in table.splitlines() if line and not line.startswith(" ")]
     assert [re.split("  +", line)[0] for line in sections] == [
         "logit_laplace · photos · step 2,000 · 92 images · 3,072 values an image",
-        *("code length", "distortion", "near edges and away", "codes", "calibration"),
+        *("code length", "code length with the prior", "distortion", "near edges and away"),
+        *("codes", "calibration"),
     ]
     for unit in ("bits/dim", "nats/value", "nats/token", "dB", "grey levels", "%", "codes"):
         assert f"  {unit} " in table
