@@ -86,10 +86,8 @@ def main(args: list[str]) -> None:
 
     try:
         with one_line_errors(ValueError, CheckpointError):
-            if isinstance(options, EncodeConfig):
-                encode(options, options.output)
-            else:
-                decode(options, options.output)
+            run = encode if isinstance(options, EncodeConfig) else decode
+            run(options, options.output)
     except JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
