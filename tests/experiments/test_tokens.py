@@ -19,13 +19,9 @@ from logit_laplace_jax import likelihoods
 from logit_laplace_jax.data.errors import DataError
 from logit_laplace_jax.data.sources import Source
 from logit_laplace_jax.models import DVAEConfig
-from logit_laplace_jax.runs import tokenizers as tokens
 from logit_laplace_jax.runs.checkpoints import Checkpoints
-from logit_laplace_jax.tokens import Tokenizer
-from logit_laplace_jax.tokens import batches as token_batches
-from logit_laplace_jax.tokens import files as token_files
-from logit_laplace_jax.tokens import jobs as token_jobs
-from logit_laplace_jax.tokens import tiles as token_fit
+from logit_laplace_jax.runs.tokenizers import tokenizer_of_run
+from logit_laplace_jax.tokens import Tokenizer, batches, files, jobs, tiles
 from logit_laplace_jax.training import config as configs
 from logit_laplace_jax.training.state import create_state
 from logit_laplace_jax.weights import exchange
@@ -35,31 +31,24 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "experiments"
 CONFIG = DVAEConfig(group_count=2, n_hid=4, n_blk_per_group=1, vocab_size=32, n_init=4)
-SIZES = {"a": (9, 12), "b": (8, 8), "deep/c": (9, 12), "d": (8, 8), "e": (5, 4)}
+SIZES = {"a": (9, 12), "b": (8, 12), "deep/c": (9, 12), "d": (8, 12), "e": (5, 4)}
 BAD = 2
-
-
-def write_run(folder, seed):
-    """A run directory as training leaves it, without the training."""
-    config = tiny.config(
-        run_dir=str(folder), steps=1, batch_size=4, model=CONFIG,
-        likelihood__name="laplace", likelihood__eps=0.05,
-    ).resolved()  # fmt: skip
-    state = create_state(config, jax.random.key(0))
-    # Evaluation, and so tokens, take the averaged parameters.
-    state = state.replace(ema_params=tiny.params(CONFIG, seed))
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(configs.to_dict(config)))
-    with Checkpoints(folder / "checkpoints") as checkpoints:
-        checkpoints.save(state, {})
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """Two runs and a folder of images of many sizes, two of them unreadable."""
     root = tmp_path_factory.mktemp("place")
-    write_run(root / "run", 0)
-    write_run(root / "other", 1)
+    config = tiny.config(
+        steps=1, batch_size=4, model=CONFIG, likelihood__name="laplace", likelihood__eps=0.05
+    ).resolved()
+    state = create_state(config, jax.random.key(0))
+    for seed, folder in enumerate((root / "run", root / "other")):
+        # As training leaves it; evaluation, and so tokens, take the averaged parameters.
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(configs.to_dict(config)))
+        with Checkpoints(folder / "checkpoints") as checkpoints:
+            checkpoints.save(state.replace(ema_params=tiny.params(CONFIG, seed)), {})
     (root / "images" / "deep").mkdir(parents=True)
     rng = np.random.default_rng(0)
     for name, (height, width) in SIZES.items():
@@ -74,7 +63,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tokenizer(place):
-    return tokens.tokenizer_of_run(place / "run")
+    return tokenizer_of_run(place / "run")
 
 
 def snapshot(folder):
@@ -193,7 +182,7 @@ def test_there_and_back(here, place, tokenizer, tmp_path, caplog, fit):
     skipped = {"broken.png", "empty.jpg", *(["e.png"] if fit == "square" else [])}
     assert f"skipped   {len(skipped)} of {len(SIZES) + BAD} images" in out
     assert {text.split()[1].rstrip(":") for text in caplog.messages} == skipped
-    content = token_files.read(tmp_path / "t.npz")
+    content = files.read(tmp_path / "t.npz")
     assert f"{len(np.unique(content.flat))} of 32 codes in use" in out
     assert len(np.unique(content.flat)) > 2
     used = {f"{name}.png" for name in SIZES} - skipped
@@ -205,13 +194,14 @@ def test_there_and_back(here, place, tokenizer, tmp_path, caplog, fit):
         "channels": 3, "fit": how, "image_size": size, "data": "folder:images",
     }  # fmt: skip
 
-    decode = ("decode", place / "run", "t.npz", "--output=out", "--batch-size=1")
-    status, out, err, changed = here(*decode)
+    status, out, err, changed = here(
+        "decode", place / "run", "t.npz", "--output=out", "--batch-size=1"
+    )
     assert status == 0, err
     for i, name in enumerate(content.names):
         with Image.open(place / "images" / name) as file:
             original = np.array(file)
-        fitted = token_fit.fit(original, how, CONFIG.downsampling, size)
+        fitted = tiles.fit(original, how, CONFIG.downsampling, size)
         if how in ("pad", "tile"):
             assert content.sizes[i].tolist() == list(original.shape[:2])
         rows, columns, height, width, _ = fitted.pieces.shape
@@ -220,9 +210,9 @@ def test_there_and_back(here, place, tokenizer, tmp_path, caplog, fit):
         for at in np.ndindex(rows, columns):
             grids[at] = tokenizer.encode(fitted.pieces[at][None])[0]
             whole[at] = tokenizer.decode(grids[at][None], "uint8")[0]
-        np.testing.assert_array_equal(content[i], token_fit.join(grids))
+        np.testing.assert_array_equal(content[i], tiles.join(grids))
         with Image.open(tmp_path / "out" / name) as decoded:
-            np.testing.assert_array_equal(decoded, token_fit.join(whole, fitted.size))
+            np.testing.assert_array_equal(decoded, tiles.join(whole, fitted.size))
     assert json.loads((tmp_path / "out" / "tokens.json").read_text())["eps"] == 0.05
     expected = {"out", "out/tokens.json", *(f"out/{name}" for name in content.names)}
     assert changed == expected | ({"out/deep"} if "deep/c.png" in content.names else set())
@@ -234,7 +224,7 @@ def test_both_formats_hold_the_same_and_decode_alike(here, place, tmp_path):
         path = f"t.{ending}"
         assert here("encode", place / "run", place / "images", f"--output={path}", *TILES)[0] == 0
         assert here("decode", place / "run", path, f"--output=from_{ending}")[0] == 0
-        contents.append(token_files.read(tmp_path / path).flat)
+        contents.append(files.read(tmp_path / path).flat)
         pictures.append(snapshot(tmp_path / f"from_{ending}"))
         pictures[-1].pop("tokens.json")  # one of them lacks what was skipped
     np.testing.assert_array_equal(*contents)
@@ -250,9 +240,9 @@ def test_the_likelihood_of_the_run_decodes(tokenizer, place):
 
 
 def test_which_checkpoint(place, tokenizer):
-    assert tokens.tokenizer_of_run(place / "run", "0").fingerprint == tokenizer.fingerprint
+    assert tokenizer_of_run(place / "run", "0").fingerprint == tokenizer.fingerprint
     with pytest.raises(ValueError, match="checkpoint must be"):
-        tokens.tokenizer_of_run(place / "run", "newest")
+        tokenizer_of_run(place / "run", "newest")
 
 
 def test_an_exported_run_is_the_same_tokenizer(place, tokenizer, tmp_path):
@@ -281,7 +271,7 @@ def test_files_of_weights_are_models_too(here, place, tmp_path):
         name = f"{vocab_size}.npz"
         status, _, err, _ = here("encode", *model[:1], picture, f"--output={name}", *model[1:])
         assert (status, err) == (0, "")
-        content = token_files.read(tmp_path / name)
+        content = files.read(tmp_path / name)
         assert content.metadata["vocab_size"] == vocab_size
         assert content.names == (picture.as_posix(),)
     status, _, err, _ = here("decode", "model.safetensors", "32.npz", "--output=out")
@@ -295,7 +285,7 @@ def test_decoding_takes_the_same_model_and_overwrites_nothing(here, place, tmp_p
     assert here("encode", place / "run", picture, "--output=t.npz")[0] == 0
     assert_refused(here("encode", place / "run", picture, "--output=t.npz"), "exists")
     result = here("decode", place / "other", "t.npz", "--output=out")
-    model = token_files.read(tmp_path / "t.npz").metadata["model"]
+    model = files.read(tmp_path / "t.npz").metadata["model"]
     assert_refused(result, f"model {model}", "--force")
     (tmp_path / "out").mkdir()  # empty
     status, _, err, _ = here("decode", place / "other", "t.npz", "--output=out", "--force")
@@ -333,24 +323,22 @@ def source_of(pictures, stop_at=None):
     return Source("demo", "train", read=read, name=lambda i: f"p{i}", count=len(pictures))
 
 
-def silent(line):
-    pass
+encode = functools.partial(jobs.encode, say=lambda line: None)
+decode = functools.partial(jobs.decode, say=lambda line: None)
 
 
-@pytest.mark.parametrize("ending", token_files.ENDINGS)
+@pytest.mark.parametrize("ending", files.ENDINGS)
 def test_stopped_anywhere_and_resumed_gives_the_same_bytes(tokenizer, pictures, tmp_path, ending):
     options = {"batch_size": 2, "save_every": 5}
     whole, broken = tmp_path / f"whole{ending}", tmp_path / f"broken{ending}"
-    token_jobs.encode(tokenizer, source_of(pictures), whole, say=silent, **options)
+    encode(tokenizer, source_of(pictures), whole, **options)
     for stop_at in (3, 12, 22):
         with pytest.raises(KeyboardInterrupt):
-            token_jobs.encode(
-                tokenizer, source_of(pictures, stop_at), broken, say=silent, **options
-            )
+            encode(tokenizer, source_of(pictures, stop_at), broken, **options)
         done = sorted(p.name for p in (tmp_path / f"broken{ending}.part").glob("0*.npz"))
         assert len(done) == stop_at // 5
     lines = []
-    token_jobs.encode(tokenizer, source_of(pictures), broken, say=lines.append, **options)
+    encode(tokenizer, source_of(pictures), broken, say=lines.append, **options)
     assert "resuming  at image 20 of 23" in lines
     assert broken.read_bytes() == whole.read_bytes()
     assert {p.name for p in tmp_path.iterdir()} == {whole.name, broken.name}
@@ -359,7 +347,7 @@ def test_stopped_anywhere_and_resumed_gives_the_same_bytes(tokenizer, pictures, 
 def test_an_unfinished_job_of_another_request_is_refused(tokenizer, pictures, tmp_path):
     output = tmp_path / "t.npz"
     with pytest.raises(KeyboardInterrupt):
-        token_jobs.encode(tokenizer, source_of(pictures, 9), output, save_every=4, say=silent)
+        encode(tokenizer, source_of(pictures, 9), output, save_every=4)
     before = snapshot(tmp_path)
     other = Tokenizer(CONFIG, tokenizer.params, eps=0.1)
     requests = [
@@ -370,7 +358,7 @@ def test_an_unfinished_job_of_another_request_is_refused(tokenizer, pictures, tm
     ]
     for model, images, options, words in requests:
         with pytest.raises(DataError) as info:
-            token_jobs.encode(model, source_of(images), output, say=silent, **options)
+            encode(model, source_of(images), output, **options)
         for word in words:
             assert word in str(info.value)
         assert "\n" not in str(info.value)
@@ -378,32 +366,26 @@ def test_an_unfinished_job_of_another_request_is_refused(tokenizer, pictures, tm
 
 
 def test_decoding_goes_on_where_it_was(tokenizer, pictures, tmp_path, monkeypatch):
-    token_jobs.encode(tokenizer, source_of(pictures), tmp_path / "t.npz", say=silent)
-    content = token_files.read(tmp_path / "t.npz")
-    options = {"batch_size": 2, "save_every": 5, "say": silent}
-    token_jobs.decode(tokenizer, content, tmp_path / "whole", **options)
-    save, saved = token_jobs.figures.save_png, []
+    encode(tokenizer, source_of(pictures), tmp_path / "t.npz")
+    content = files.read(tmp_path / "t.npz")
+    options = {"batch_size": 2, "save_every": 5}
+    decode(tokenizer, content, tmp_path / "whole", **options)
+    save, saved, most = jobs.figures.save_png, [], 12
 
     def stopping(path, picture):
-        if len(saved) == 12:
+        if len(saved) == most:
             raise KeyboardInterrupt
         saved.append(path)
         save(path, picture)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(token_jobs.figures, "save_png", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            token_jobs.decode(tokenizer, content, tmp_path / "broken", **options)
+    monkeypatch.setattr(jobs.figures, "save_png", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        decode(tokenizer, content, tmp_path / "broken", **options)
     assert not (tmp_path / "broken").exists()
     with pytest.raises(DataError, match="batch_size: 2 there, 3 here"):
-        token_jobs.decode(tokenizer, content, tmp_path / "broken", **{**options, "batch_size": 3})
-    saved.clear()
-    monkeypatch.setattr(
-        token_jobs.figures,
-        "save_png",
-        lambda path, picture: (saved.append(path), save(path, picture)),
-    )
-    paths = token_jobs.decode(tokenizer, content, tmp_path / "broken", **options)
+        decode(tokenizer, content, tmp_path / "broken", **{**options, "batch_size": 3})
+    saved, most = [], None
+    paths = decode(tokenizer, content, tmp_path / "broken", **options)
     assert len(saved) == 13  # two units of five stood already
     assert [p.name for p in paths] == [f"p{i}.png" for i in range(23)]
     assert snapshot(tmp_path / "broken") == snapshot(tmp_path / "whole")
@@ -414,7 +396,7 @@ def test_a_batch_holds_pictures_of_one_size_and_nothing_is_lost():
     items = [((i, 0, 0), rng.random((rng.integers(1, 4), 3))) for i in range(50)]
     for batch_size, largest in ((4, 4), (None, 2**20)):
         seen = {}
-        for keys, rows in token_batches.in_batches(iter(items), batch_size):
+        for keys, rows in batches.in_batches(iter(items), batch_size):
             assert len(keys) <= len(rows) <= largest
             assert len(rows) & (len(rows) - 1) == 0
             assert not rows[len(keys) :].any()
@@ -425,7 +407,7 @@ def test_a_batch_holds_pictures_of_one_size_and_nothing_is_lost():
 
 
 def test_waiting_pictures_are_bounded(monkeypatch):
-    monkeypatch.setattr(token_batches, "_WAITING_BYTES", 100)
+    monkeypatch.setattr(batches, "_WAITING_BYTES", 100)
     held = most = 0
 
     def items():
@@ -435,7 +417,7 @@ def test_waiting_pictures_are_bounded(monkeypatch):
             most = max(most, held)
             yield (i, 0, 0), np.zeros((1, 1 + i % 13), np.uint8)
 
-    for keys, _ in token_batches.in_batches(items(), 64):
+    for keys, _ in batches.in_batches(items(), 64):
         held -= len(keys)
     # 100 bytes are some 14 pictures of 1 to 13 bytes, and never fewer than 7.
     assert most < 25
@@ -447,14 +429,14 @@ def content_of(names, vocab_size=32, **changes):
         "vocab_size": vocab_size, "downsampling": 2, "channels": 3, "image_size": None, **changes,
     }  # fmt: skip
     grids = [np.full((2, 2), i % vocab_size) for i in range(len(names))]
-    return token_files.from_grids(grids, [(4, 3)] * len(names), names, metadata)
+    return files.from_grids(grids, [(4, 3)] * len(names), names, metadata)
 
 
 def test_names_stay_below_the_folder_and_apart(tokenizer, tmp_path):
     names = ["a.jpg", "a.png", "A.JPG", "../../evil.png", "/etc/passwd", "tfds/train[3]", "..", "."]
     names += ["C:\\x\\y.png", "line\nbreak.png", "deep/../a.png", ".hidden.png", "v1.5", "n" * 300]
     content = content_of(names)
-    paths = token_jobs.decode(tokenizer, content, tmp_path / "o" / "u", force=True, say=silent)
+    paths = decode(tokenizer, content, tmp_path / "o" / "u", force=True)
     assert len({p.as_posix().lower() for p in paths}) == len(names)
     assert [p.relative_to(tmp_path / "o" / "u").as_posix() for p in paths[:10]] == [
         "a.png", "a_1.png", "A_2.png", "evil.png", "passwd.png", "tfds/train_3_.png",
@@ -477,7 +459,7 @@ def test_names_stay_below_the_folder_and_apart(tokenizer, tmp_path):
 def test_tokens_that_the_model_does_not_have_are_refused(tokenizer, tmp_path, changes, words):
     content = content_of([f"p{i}" for i in range(33)], **changes)
     with pytest.raises(DataError, match=words):
-        token_jobs.decode(tokenizer, content, tmp_path / "out", force=True, say=silent)
+        decode(tokenizer, content, tmp_path / "out", force=True)
     assert not list(tmp_path.iterdir())
 
 
@@ -488,9 +470,9 @@ def test_grey_images(tmp_path):
     tokenizer = Tokenizer(config, tiny.params(config))
     grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
     source = Source("g", "train", read=lambda i: grey, name=str, count=2, channels=1)
-    token_jobs.encode(tokenizer, source, tmp_path / "t.npz", say=silent)
-    content = token_files.read(tmp_path / "t.npz")
-    for path in token_jobs.decode(tokenizer, content, tmp_path / "out", say=silent):
+    encode(tokenizer, source, tmp_path / "t.npz")
+    content = files.read(tmp_path / "t.npz")
+    for path in decode(tokenizer, content, tmp_path / "out"):
         with Image.open(path) as picture:
             assert (picture.mode, picture.size) == ("L", (8, 8))
 

@@ -12,12 +12,11 @@ from PIL import Image
 
 from logit_laplace_jax.data.all_images import open_images
 from logit_laplace_jax.data.errors import DataError, TooSmallImage
-from logit_laplace_jax.tokens import files as token_files
-from logit_laplace_jax.tokens import tiles as token_fit
+from logit_laplace_jax.tokens import files, tiles
 
 METADATA = {"vocab_size": 8192, "eps": 0.1, "model": "0" * 16, "skipped": {"bad.png": "empty"}}
 NAMES = ["a.png", "folder/ü 日本.jpg", "tfds/train[7]"]
-ENDINGS = pytest.mark.parametrize("ending", token_files.ENDINGS)
+ENDINGS = pytest.mark.parametrize("ending", files.ENDINGS)
 
 
 @pytest.fixture
@@ -25,7 +24,7 @@ def tokens():
     rng = np.random.default_rng(0)
     grids = [rng.integers(0, 8192, shape) for shape in ((4, 6), (1, 1), (32, 32))]
     sizes = [(31, 48), (8, 8), (256, 255)]
-    return token_files.from_grids(grids, sizes, NAMES, METADATA)
+    return files.from_grids(grids, sizes, NAMES, METADATA)
 
 
 # --- Both formats ------------------------------------------------------------------------------
@@ -35,11 +34,11 @@ def tokens():
 def test_what_is_written_is_read(tokens, tmp_path, ending):
     path = tmp_path / f"tokens{ending}"
     halves = [
-        token_files.from_grids([tokens[0]], tokens.sizes[:1], NAMES[:1], METADATA),
-        token_files.from_grids([tokens[1], tokens[2]], tokens.sizes[1:], NAMES[1:], METADATA),
+        files.from_grids([tokens[0]], tokens.sizes[:1], NAMES[:1], METADATA),
+        files.from_grids([tokens[1], tokens[2]], tokens.sizes[1:], NAMES[1:], METADATA),
     ]
-    token_files.write(path, halves, METADATA)
-    again = token_files.read(path)
+    files.write(path, halves, METADATA)
+    again = files.read(path)
     assert again.names == tuple(NAMES)
     assert again.flat.dtype == np.int16
     assert len(again) == 3
@@ -51,7 +50,7 @@ def test_what_is_written_is_read(tokens, tmp_path, ending):
     assert again.metadata == {k: v for k, v in METADATA.items() if k not in lost}
     with pytest.raises(IndexError):
         again[3]
-    token_files.write(tmp_path / f"again{ending}", [again], METADATA)
+    files.write(tmp_path / f"again{ending}", [again], METADATA)
     assert (tmp_path / f"again{ending}").read_bytes() == path.read_bytes()
 
 
@@ -60,16 +59,16 @@ def test_what_is_written_is_read(tokens, tmp_path, ending):
 def test_the_largest_codes_fit(tmp_path, ending, vocab_size, dtype):
     metadata = {"vocab_size": vocab_size}
     grid = np.array([[0, vocab_size - 1]])
-    part = token_files.from_grids([grid], [(8, 16)], ["a"], metadata)
+    part = files.from_grids([grid], [(8, 16)], ["a"], metadata)
     path = tmp_path / f"tokens{ending}"
-    token_files.write(path, [part], metadata)
-    assert token_files.read(path).flat.dtype == dtype
-    np.testing.assert_array_equal(token_files.read(path)[0], grid)
+    files.write(path, [part], metadata)
+    assert files.read(path).flat.dtype == dtype
+    np.testing.assert_array_equal(files.read(path)[0], grid)
 
 
 def test_the_npz_is_as_documented(tokens, tmp_path):
     """Read without this package."""
-    token_files.write(tmp_path / "t.npz", [tokens], METADATA)
+    files.write(tmp_path / "t.npz", [tokens], METADATA)
     with np.load(tmp_path / "t.npz", allow_pickle=False) as held:
         assert set(held) == {"tokens", "offsets", "grids", "sizes", "names", "metadata"}
         assert [held[k].dtype for k in ("tokens", "offsets", "grids", "sizes")] == [
@@ -84,7 +83,7 @@ def test_the_npz_is_as_documented(tokens, tmp_path):
 
 
 def test_the_records_are_as_documented(tokens, tmp_path):
-    token_files.write(tmp_path / "t.array_record", [tokens], METADATA)
+    files.write(tmp_path / "t.array_record", [tokens], METADATA)
     reader = array_record_module.ArrayRecordReader(str(tmp_path / "t.array_record"))
     assert reader.num_records() == 3
     line, data = reader.read([1])[0].split(b"\n", 1)
@@ -100,7 +99,7 @@ def test_the_records_are_as_documented(tokens, tmp_path):
 
 def refused(path, *words):
     with pytest.raises(DataError) as info:
-        token_files.read(path)
+        files.read(path)
     assert "\n" not in str(info.value)
     for word in (path.name, *words):
         assert word in str(info.value)
@@ -115,7 +114,7 @@ def test_damaged_files_are_refused_in_one_line(tokens, tmp_path, ending):
     path.write_bytes(b"neither the one nor the other" * 5000)
     refused(path)
     path.unlink()
-    token_files.write(path, [tokens], METADATA)
+    files.write(path, [tokens], METADATA)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     refused(path)
@@ -141,7 +140,7 @@ def test_damaged_files_are_refused_in_one_line(tokens, tmp_path, ending):
 )
 def test_an_npz_that_contradicts_itself_is_refused(tokens, tmp_path, key, value, words):
     path = tmp_path / "tokens.npz"
-    token_files.write(path, [tokens], METADATA)
+    files.write(path, [tokens], METADATA)
     with np.load(path) as held:
         arrays = dict(held)
     if value is None:
@@ -163,7 +162,7 @@ def test_records_of_something_else_are_refused(tmp_path, record):
 
 def test_other_endings_are_refused(tokens, tmp_path):
     with pytest.raises(DataError, match=r"\.npz or \.array_record"):
-        token_files.write(tmp_path / "t.txt", [tokens], METADATA)
+        files.write(tmp_path / "t.txt", [tokens], METADATA)
 
 
 # --- Fits --------------------------------------------------------------------------------------
@@ -176,10 +175,10 @@ def picture(height, width):
 
 def test_crop_takes_the_centre():
     image = picture(11, 14)
-    fitted = token_fit.fit(image, "crop", 4)
+    fitted = tiles.fit(image, "crop", 4)
     np.testing.assert_array_equal(fitted.pieces[0, 0], image[1:9, 1:13])
     assert fitted.size == (8, 12)
-    square = token_fit.fit(image, "crop", 4, 8)
+    square = tiles.fit(image, "crop", 4, 8)
     assert square.pieces.shape == (1, 1, 8, 8, 3)
     # The centre of the short side's square, 11 wide from column 1, has the mean of its columns.
     assert abs(float(square.pieces[..., 1].mean()) - (1 + 5)) < 0.5  # rounded to whole levels
@@ -188,16 +187,16 @@ def test_crop_takes_the_centre():
 @pytest.mark.parametrize("size", [(3, 9), (9, 3)])
 def test_what_is_too_small_to_crop_says_so(size):
     with pytest.raises(TooSmallImage, match="×"):
-        token_fit.fit(picture(*size), "crop", 4)
+        tiles.fit(picture(*size), "crop", 4)
     with pytest.raises(TooSmallImage, match="×"):
-        token_fit.fit(picture(*size), "crop", 4, 4)
+        tiles.fit(picture(*size), "crop", 4, 4)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (8, 8), (9, 14), (17, 3), (16, 24)])
 @pytest.mark.parametrize(("how", "image_size"), [("pad", None), ("tile", 8)])
 def test_padding_repeats_the_edge_and_joins_back(size, how, image_size):
     image = picture(*size)
-    fitted = token_fit.fit(image, how, 4, image_size)
+    fitted = tiles.fit(image, how, 4, image_size)
     multiple = image_size or 4
     rows, columns, height, width = fitted.pieces.shape[:4]
     assert height % multiple == width % multiple == 0
@@ -207,8 +206,8 @@ def test_padding_repeats_the_edge_and_joins_back(size, how, image_size):
         assert (rows, columns) == (1, 1)
     else:
         assert (height, width) == (8, 8)
-    whole = token_fit.join(fitted.pieces)
-    np.testing.assert_array_equal(token_fit.join(fitted.pieces, fitted.size), image)
+    whole = tiles.join(fitted.pieces)
+    np.testing.assert_array_equal(tiles.join(fitted.pieces, fitted.size), image)
     bottom, right = whole[size[0] :, : size[1]], whole[:, size[1] :]
     np.testing.assert_array_equal(bottom, np.broadcast_to(image[-1:], bottom.shape))
     np.testing.assert_array_equal(right, np.broadcast_to(whole[:, size[1] - 1, None], right.shape))
@@ -226,12 +225,12 @@ def test_padding_repeats_the_edge_and_joins_back(size, how, image_size):
 )
 def test_options_that_do_not_go_together(how, image_size, words):
     with pytest.raises(DataError, match=words):
-        token_fit.fit(picture(8, 8), how, 4, image_size)
+        tiles.fit(picture(8, 8), how, 4, image_size)
 
 
 def test_tiles_must_divide_what_they_split():
     with pytest.raises(DataError, match="do not divide"):
-        token_fit.split(np.zeros((4, 6)), (4, 4))
+        tiles.split(np.zeros((4, 6)), (4, 4))
 
 
 # --- Sources -----------------------------------------------------------------------------------
@@ -264,9 +263,9 @@ def test_a_folder_gives_all_its_images_in_order(folder):
 
 
 def test_files_are_taken_as_named(folder):
-    files = [str(folder / "c.png"), str(folder / "a.png")]
-    assert names(open_images(files)) == files
-    assert open_images(files, channels=1)[0].shape == (5, 7, 1)
+    paths = [str(folder / "c.png"), str(folder / "a.png")]
+    assert names(open_images(paths)) == paths
+    assert open_images(paths, channels=1)[0].shape == (5, 7, 1)
 
 
 def test_both_splits_of_a_data_source(monkeypatch, tmp_path):
