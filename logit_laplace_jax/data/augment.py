@@ -15,7 +15,6 @@ import math
 import numpy as np
 
 from logit_laplace_jax.data.errors import TooSmallImage, missing_package
-from logit_laplace_jax.data.images import height_width
 
 try:
     from PIL import Image
@@ -197,7 +196,7 @@ def grid_crops(image: np.ndarray, size: int, resize: float = 1.0) -> list[np.nda
 
 
 def _checked(image: np.ndarray, size: int) -> tuple[int, int]:
-    height, width = height_width(image)
+    height, width = image.shape[:2]
     if size < 1:
         raise ValueError(f"size must be at least 1 pixel, not {size}")
     if min(height, width) < size:

@@ -7,7 +7,6 @@ import numpy as np
 
 from logit_laplace_jax.data.augment import eval_crop
 from logit_laplace_jax.data.errors import DataError, TooSmallImage
-from logit_laplace_jax.data.images import height_width
 
 Fit = Literal["crop", "pad", "tile"]
 """`crop`: the centre, as large as the model allows, or a square of a given size. `pad`: all of the
@@ -85,7 +84,7 @@ def fit(image: np.ndarray, how: Fit, factor: int, image_size: int | None = None)
         tile (2, 2, 8, 8, 3) (9, 14)
     """
     check_options(how, factor, image_size)
-    height, width = height_width(image)
+    height, width = image.shape[:2]
     if how == "crop":
         if image_size is not None:
             crop = eval_crop(image, image_size)
@@ -95,7 +94,7 @@ def fit(image: np.ndarray, how: Fit, factor: int, image_size: int | None = None)
             new_height, new_width = height // factor * factor, width // factor * factor
             top, left = (height - new_height) // 2, (width - new_width) // 2
             crop = image[top : top + new_height, left : left + new_width]
-        return Fitted(crop[None, None], height_width(crop))
+        return Fitted(crop[None, None], (crop.shape[0], crop.shape[1]))
     multiple = image_size or factor
     beyond = ((0, -height % multiple), (0, -width % multiple), (0, 0))
     padded = np.pad(image, beyond, mode="edge")
@@ -117,7 +116,7 @@ def split(image: np.ndarray, tile: tuple[int, int] | None) -> np.ndarray:
         >>> split(np.arange(8).reshape(2, 4), (2, 2))[0, 1].tolist()
         [[2, 3], [6, 7]]
     """
-    height, width = height_width(image)
+    height, width = image.shape[:2]
     h, w = tile or (height, width)
     if height % h or width % w:
         raise DataError(f"tiles of {h} x {w} do not divide {height} x {width}")
