@@ -155,7 +155,7 @@ def measures(
 class _WithEdges:
     """Whole images with their boundary maps."""
 
-    def __init__(self, batches: pipeline.WholeBatches, maps: edges.BoundaryMaps):
+    def __init__(self, batches: pipeline.EvalBatches, maps: edges.BoundaryMaps):
         self._batches = batches
         self._maps = maps
 
