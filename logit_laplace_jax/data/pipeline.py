@@ -103,18 +103,16 @@ class TrainBatches(Iterator[Batch]):
 
 
 def train_batches(
-    spec: str | DataSet | Source,
+    source: Source,
     *,
     image_size: int,
     batch_size: int,
     seed: int,
-    channels: int = 3,
     min_crop: float = 1.0,
     max_crop: float = 1.0,
     jitter: float = 0.0,
     augment: bool = True,
     classes: Sequence[str] | None = None,
-    data_dir: str | None = None,
     shard_index: int = 0,
     shard_count: int = 1,
     threads: int | None = None,
@@ -122,17 +120,15 @@ def train_batches(
     """An endless stream of augmented training batches.
 
     Args:
-        spec: a source's specification (see `sources.open_source`), or an open source.
+        source: the images, as of `sources.open_source`.
         image_size: side S of the crops, in pixels.
         batch_size: number B of crops in a batch, over all shards.
         seed: decides order and crops, any integer ≥ 0.
-        channels: 3 for RGB, 1 for grey.
         min_crop, max_crop: bounds of the crops, as shares of the short side (see
             `augment.train_crop`).
         jitter: strength of random changes of colour (see `augment.jitter_colours`).
         augment: False cuts the centre square of every image, as evaluation does.
         classes: names of classes; the batches then have labels, which are places in this list.
-        data_dir: where TFDS keeps its data sets.
         shard_index: which part of every batch is wanted, 0 … shard_count − 1.
         shard_count: into how many equal parts batches are cut; divides `batch_size`.
         threads: number of decoding threads; 0 decodes when a batch is asked for, None takes one a
@@ -143,7 +139,7 @@ def train_batches(
         "labels": int32 [B / shard_count].
 
     Raises:
-        DataError: a wrong option, a source that cannot be opened, or, when iterating, no usable
+        DataError: a wrong option, or, when iterating, no usable
             image at all.
 
     Example:
@@ -161,7 +157,6 @@ def train_batches(
         raise DataError(
             f"min_crop and max_crop must be in (0, 1] and in order, not {min_crop} and {max_crop}"
         )
-    source = _open(spec, "train", data_dir, channels)
     skipped = Skipped(source, len(source))
     label = _labeller(source, classes)
 
@@ -240,15 +235,12 @@ class EvalBatches:
 
 
 def eval_batches(
-    spec: str | DataSet | Source,
+    source: Source,
     *,
     image_size: int,
     batch_size: int,
-    channels: int = 3,
-    data_dir: str | None = None,
     limit: int | None = None,
     resize: float | None = None,
-    split: Split = "validation",
     classes: Sequence[str] | None = None,
     shard_index: int = 0,
     shard_count: int = 1,
@@ -262,14 +254,13 @@ def eval_batches(
     number, each decodes all images and takes its rows.
 
     Args:
-        spec, channels, data_dir, shard_index, shard_count, threads: as of `train_batches`.
+        source, shard_index, shard_count, threads: as of `train_batches`.
         image_size: side S of the crops, in pixels.
         batch_size: number B of rows in every batch, over all shards.
         limit: the first so many images, usable or not, with centre crops, so there are at most so
             many crops; the first so many tiles, with tiles. None takes all.
         resize: None takes one centre crop of each image (`augment.eval_crop`); a number takes
             all tiles of each image at that size (`augment.grid_crops`).
-        split: `validation` or `train`; not used with an open source.
         classes: names of classes; the batches then have "labels", int32 [R].
 
     Returns:
@@ -280,7 +271,7 @@ def eval_batches(
         drawn by crop and not by place.
 
     Raises:
-        DataError: a wrong option, a source that cannot be opened, or, when iterating, no usable
+        DataError: a wrong option, or, when iterating, no usable
             image at all. That last one is not raised by shards of centre crops: none sees all
             images, and one that raised alone would leave the others waiting. Their masks are then
             all 0, and it is the sum of the masks over all shards that tells.
@@ -297,7 +288,6 @@ def eval_batches(
     _check_at_least(0, threads=threads)
     _check_resize(resize)
     part = _part(batch_size, shard_index, shard_count)
-    source = _open(spec, split, data_dir, channels)
     label = _labeller(source, classes)
     # The limit is one of images here, and one of tiles below.
     count = min(limit or len(source), len(source)) if resize is None else len(source)
@@ -332,33 +322,31 @@ def eval_batches(
             every = itertools.islice(itertools.chain.from_iterable(found), most)
             while rows := list(itertools.islice(every, size)):
                 rows += [None] * (size - len(rows))
-                yield _masked(rows[own], (image_size, image_size, channels), classes is not None)
+                yield _masked(
+                    rows[own], (image_size, image_size, source.channels), classes is not None
+                )
 
     return EvalBatches(source, skipped, one_pass)
 
 
 def whole_batches(
-    spec: str | DataSet | Source,
+    source: Source,
     *,
     multiple: int,
     batch_size: int,
-    channels: int = 3,
-    data_dir: str | None = None,
     limit: int | None = None,
     resize: float | None = None,
-    split: Split = "validation",
     threads: int | None = None,
 ) -> EvalBatches:
     """Every image of a split once and entire, at any size, in batches of images of one size.
 
     Args:
-        spec, channels, data_dir, threads: as of `train_batches`.
+        source, threads: as of `train_batches`.
         multiple: the model's downsampling; sides are padded to a multiple of it by repeating the
             last row and column.
         batch_size: number B of rows in every batch.
         limit: the first so many images; None takes all.
         resize: size of the images evaluated, as a share of their own, in (0, 1]; None is 1.
-        split: `validation` or `train`; not used with an open source.
 
     Returns:
         Iterable of batches as of `eval_batches`, with `size` = (height, width) of the images
@@ -366,7 +354,7 @@ def whole_batches(
         for the compiler.
 
     Raises:
-        DataError: a wrong option, a source that cannot be opened, or, when iterating, no readable
+        DataError: a wrong option, or, when iterating, no readable
             image at all.
 
     Example:
@@ -380,7 +368,6 @@ def whole_batches(
     _check_at_least(1, multiple=multiple, batch_size=batch_size, limit=limit)
     _check_at_least(0, threads=threads)
     _check_resize(resize)
-    source = _open(spec, split, data_dir, channels)
     count = min(limit or len(source), len(source))
     skipped = Skipped(source, count)
 
@@ -402,7 +389,7 @@ def whole_batches(
         beyond = ((0, -height % multiple), (0, -width % multiple), (0, 0))
         rows: list[_Row | None] = [(np.pad(x, beyond, mode="edge"), 0) for _, x in images]
         rows += [None] * (batch_size - len(rows))
-        shape = (height + beyond[0][1], width + beyond[1][1], channels)
+        shape = (height + beyond[0][1], width + beyond[1][1], source.channels)
         names = tuple(name for name, _ in images)
         return {**_masked(rows, shape), "size": (height, width), "names": names}
 
@@ -519,20 +506,6 @@ def _threaded(stream: Any, threads: int | None, ahead: int) -> Any:
     return stream.to_iter_dataset(
         grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffered)
     )
-
-
-def _open(
-    spec: str | DataSet | Source, split: Split, data_dir: str | None, channels: int
-) -> Source:
-    if isinstance(spec, Source):
-        if spec.channels != channels:
-            raise DataError(f"the open source has {spec.channels} channels, not {channels}")
-        source = spec
-    else:
-        source = open_source(spec, split, data_dir=data_dir, channels=channels)
-    if not len(source):
-        raise DataError(f"{source.spec} ({source.split}) holds no image")
-    return source
 
 
 def _check_at_least(least: int, **options: float | None) -> None:

@@ -49,7 +49,7 @@ class Source:
         split: `train` or `validation`.
         read: gives image i as file content, path or uint8 array. It may raise.
         name: gives the name of image i, for messages.
-        count: how many images there are, readable or not.
+        count: how many images there are, readable or not; at least 1.
         channels: 3 for RGB, 1 for grey.
         cache_mib: bound of the decoded images kept in memory, in MiB; 0 keeps none.
         label: gives the name of image i's class; None: there are no classes.
@@ -75,6 +75,8 @@ class Source:
         label: Callable[[int], str] | None = None,
         classes: Sequence[str] | None = None,
     ):
+        if not count:
+            raise DataError(f"{spec} ({split}) holds no image")
         images.check_channels(channels)
         if cache_mib < 0:
             raise DataError(f"cache_mib must be at least 0, not {cache_mib}")
@@ -153,9 +155,6 @@ class Source:
             raise IndexError(f"image {index} of {self._count}")
         return index
 
-    def __repr__(self) -> str:
-        return f"Source({self.spec!r}, {self.split!r}, {self._count} images)"
-
 
 def open_source(
     spec: str | DataSet,
@@ -216,6 +215,4 @@ def _split_of(data_set: DataSet, split: Split) -> dict[str, Any]:
     if not callable(getattr(data_set, "split", None)):
         raise DataError(f"a data set needs a method split(name), which {name} has not")
     images_of: Any = data_set.split(split)
-    if not len(images_of):
-        raise DataError(f"{name} ({split}) holds no image")
     return {"read": images_of.__getitem__, "name": str, "count": len(images_of)}
