@@ -12,7 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from logit_laplace_jax.data import errors, folder, photos, sources, tfds_images
+from logit_laplace_jax.data import errors, photos, sources, tfds_images
 
 
 def write(path, colour=(1, 2, 3), size=(40, 30)):
@@ -67,17 +67,6 @@ def test_two_images_give_one_to_each_split_and_one_gives_none(tmp_path):
         sources.open_source(f"folder:{tmp_path}", "validation")
     write(tmp_path / "b.png")
     assert [len(source) for source in open_both(tmp_path)] == [1, 1]
-
-
-def test_links_hidden_files_and_pipes(tmp_path):
-    write(tmp_path / "a" / "x.png")
-    write(tmp_path / ".hidden.png")
-    write(tmp_path / ".cache" / "y.png")
-    (tmp_path / "a" / "loop").symlink_to(tmp_path, target_is_directory=True)
-    (tmp_path / "a" / "broken.png").symlink_to(tmp_path / "absent")
-    os.mkfifo(tmp_path / "a" / "pipe.png")
-    (tmp_path / "note.txt").write_text("no image")
-    assert folder.find_images(str(tmp_path)) == (["a/broken.png", "a/x.png"], [])
 
 
 def test_a_file_name_that_is_no_utf8_can_be_printed(tmp_path):
