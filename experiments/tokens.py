@@ -22,20 +22,30 @@ sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
 from _cli import fail, one_line_errors, parse_command, quiet, run_script, say
 
 
-@dataclasses.dataclass(frozen=True)
-class EncodeConfig:
-    """Command line of tokens.py encode."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JobConfig:
+    """What both commands take."""
 
     model: Path
     """Run directory, file of weights (.safetensors or .pt), or encoder.pkl with --decoder."""
-    images: tuple[str, ...]
-    """Image files; or one folder (searched recursively), folder:PATH, tfds:NAME or photos."""
-    output: Path | None = None
-    """File to write, .npz or .array_record; it must not exist."""
     decoder: Path | None = None
     """OpenAI's decoder.pkl, where MODEL is its encoder.pkl."""
     checkpoint: str = "latest"
     """Of a run: latest, best (fewest held-out bits/dim), or the number of updates."""
+    batch_size: int | None = None
+    """Pictures of one size at a time; default: about a megapixel of them, 16 of 256 x 256."""
+    save_every: int = 256
+    """Images between two savings; a stopped job loses at most so many."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncodeConfig(JobConfig):
+    """Command line of tokens.py encode."""
+
+    images: tuple[str, ...]
+    """Image files; or one folder (searched recursively), folder:PATH, tfds:NAME or photos."""
+    output: Path | None = None
+    """File to write, .npz or .array_record; it must not exist."""
     fit: Literal["crop", "pad", "tile"] = "crop"
     """Images of any size: crop takes the centre, cut to multiples of the model's downsampling, or
     with --image-size the centre square resized to it; pad repeats the last row and column; tile
@@ -47,32 +57,18 @@ class EncodeConfig:
     """Which images of a folder or data source."""
     data_dir: Path | None = None
     """Where TFDS data sets are prepared and looked for; default: TFDS's own (TFDS_DATA_DIR)."""
-    batch_size: int | None = None
-    """Pictures of one size at a time; default: about a megapixel of them, 16 of 256 x 256."""
-    save_every: int = 256
-    """Images between two savings; a stopped job loses at most so many."""
 
 
-@dataclasses.dataclass(frozen=True)
-class DecodeConfig:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecodeConfig(JobConfig):
     """Command line of tokens.py decode."""
 
-    model: Path
-    """The model that made the tokens: as for encode."""
     tokens: Path
     """File of tokens that encode wrote, .npz or .array_record."""
     output: Path | None = None
     """Folder for the PNGs; it must not exist, or be empty."""
-    decoder: Path | None = None
-    """OpenAI's decoder.pkl, where MODEL is its encoder.pkl."""
-    checkpoint: str = "latest"
-    """Of a run: latest, best (fewest held-out bits/dim), or the number of updates."""
     force: bool = False
     """Decode although the tokens were made by a model with another fingerprint."""
-    batch_size: int | None = None
-    """Pictures of one size at a time; default: about a megapixel of them, 16 of 256 x 256."""
-    save_every: int = 256
-    """Images between two savings; a stopped job loses at most so many."""
 
 
 def main(args: list[str]) -> None:
@@ -90,10 +86,8 @@ def main(args: list[str]) -> None:
 
     try:
         with one_line_errors(ValueError, CheckpointError):
-            if isinstance(options, EncodeConfig):
-                encode(options, options.output)
-            else:
-                decode(options, options.output)
+            run = encode if isinstance(options, EncodeConfig) else decode
+            run(options, options.output)
     except JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -106,20 +100,18 @@ def main(args: list[str]) -> None:
 def encode(options: EncodeConfig, output: Path) -> None:
     """Images to a file of tokens."""
     from logit_laplace_jax.data.all_images import open_images
-    from logit_laplace_jax.runs import tokenizers as tokens
-    from logit_laplace_jax.tokens import jobs as token_jobs
+    from logit_laplace_jax.tokens import jobs
 
     if not options.images:
         fail("name images: tokens.py encode MODEL IMAGES... --output FILE")
-    tokenizer = tokens.open_tokenizer(options.model, options.decoder, options.checkpoint)
-    describe(options.model, tokenizer)
+    tokenizer = open_model(options)
     source = open_images(
         options.images,
         which=options.split,
         data_dir=None if options.data_dir is None else str(options.data_dir),
         channels=tokenizer.config.channels,
     )
-    token_jobs.encode(
+    jobs.encode(
         tokenizer,
         source,
         output,
@@ -133,15 +125,11 @@ def encode(options: EncodeConfig, output: Path) -> None:
 
 def decode(options: DecodeConfig, output: Path) -> None:
     """A file of tokens to PNGs."""
-    from logit_laplace_jax.runs import tokenizers as tokens
-    from logit_laplace_jax.tokens import files as token_files
-    from logit_laplace_jax.tokens import jobs as token_jobs
+    from logit_laplace_jax.tokens import files, jobs
 
-    content = token_files.read(options.tokens)
-    tokenizer = tokens.open_tokenizer(options.model, options.decoder, options.checkpoint)
-    describe(options.model, tokenizer)
-    token_jobs.decode(
-        tokenizer,
+    content = files.read(options.tokens)
+    jobs.decode(
+        open_model(options),
         content,
         output,
         batch_size=options.batch_size,
@@ -151,13 +139,17 @@ def decode(options: DecodeConfig, output: Path) -> None:
     )
 
 
-def describe(model: Path, tokenizer) -> None:
-    """Prints which model it is."""
+def open_model(options: JobConfig):
+    """The tokenizer of the model that was named; prints which it is."""
+    from logit_laplace_jax.runs.tokenizers import open_tokenizer
+
+    tokenizer = open_tokenizer(options.model, options.decoder, options.checkpoint)
     config = tokenizer.config
     say(
-        f"model     {model}: {tokenizer.fingerprint}, {config.vocab_size} codes, one for "
+        f"model     {options.model}: {tokenizer.fingerprint}, {config.vocab_size} codes, one for "
         f"{config.downsampling} x {config.downsampling} pixels"
     )
+    return tokenizer
 
 
 if __name__ == "__main__":

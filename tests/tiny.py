@@ -2,10 +2,13 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
 from logit_laplace_jax.models.config import DVAEConfig
+from logit_laplace_jax.models.dvae import param_shapes
 from logit_laplace_jax.training.config import LikelihoodConfig, OptimizerConfig, TrainConfig
 from logit_laplace_jax.training.schedules import Schedule
 from logit_laplace_jax.weights import names
@@ -68,6 +71,15 @@ def run_config(folder, **values):
         optimizer=OptimizerConfig(ema_decay=0.5, weight_decay=0.1),
     )
     return config(**base | values)
+
+
+def params(config, seed=0):
+    """Random parameters of a dVAE, loud enough for different tokens; nothing is compiled."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(0.0, 0.25, leaf.shape), jnp.float32),
+        param_shapes(config),
+    )
 
 
 def save_pair(encoder, decoder, params):

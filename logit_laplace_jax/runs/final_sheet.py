@@ -21,7 +21,6 @@ def write(path: Path, rows: Sequence[tuple[str, Coded]], title: str) -> None:
       rows: names and images, coded with their expected errors.
       title: one line.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     heights = [row.original.shape[0] / row.original.shape[1] for _, row in rows]
@@ -50,8 +49,4 @@ def write(path: Path, rows: Sequence[tuple[str, Coded]], title: str) -> None:
         bar.ax.tick_params(labelsize=8)
         for place in axes:
             place.set_axis_off()
-    FigureCanvasAgg(figure)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    figure.savefig(part, format="png")
-    part.replace(path)
+    figures.save_figure(path, figure)

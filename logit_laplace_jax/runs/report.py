@@ -19,15 +19,16 @@ from logit_laplace_jax.runs.metrics import read
 from logit_laplace_jax.runs.streams import held_out, open_split, stack_crops, training_crops
 from logit_laplace_jax.training.evaluation import reconstruct
 
-_WHOLE_IMAGES = 4
-_LONGEST_SIDE = 512
-_BASELINE_CROPS = 2_048
-_BASELINE_VALUES = 10_000_000
+_WHOLE_IMAGES, _LONGEST_SIDE = 4, 512
+"""The sheet shows so many images, at most so many pixels long."""
+
+_BASELINE_CROPS, _BASELINE_VALUES = 2_048, 10_000_000
 """The table is of at most so many crops and values: its arrays are many, and k-means is slow."""
 
+_PATCHES_PER_CODE, _MOST_TRAINING_CROPS = 64, 8_192
+"""What k-means learns from; where that takes more crops, it is left out."""
+
 _PART_VALUES = 2_000_000
-_PATCHES_PER_CODE = 64
-_MOST_TRAINING_CROPS = 8_192
 
 
 def finish(run: Run, say: Callable[[str], None] = print) -> None:
@@ -162,46 +163,32 @@ def compare(run: Run) -> tuple[list[str], dict[str, Any]]:
     ]
     evaluated = [r for r in read(run.folder / "metrics.jsonl") if r["split"] == "validation"]
     bits = evaluated[-1]["bpd_hard"] if evaluated else None
-    budget = f"{np.log2(codes):.0f} bits per token"
-    rows = {
-        "dvae": ("this model, hard codes", np.concatenate(rebuilt), bits, budget),
-        "constant": ("constant colour of each crop", baselines.constant_colour(crops), None, ""),
-        "pooled": (
-            f"pooled {factor} x {factor}",
-            baselines.pooled(crops, factor),
-            None,
-            "no token budget",
-        ),
-    }
+    budget, free = f"{np.log2(codes):.0f} bits per token", "no token budget"
+    rows = [
+        ("dvae", "this model, hard codes", np.concatenate(rebuilt), bits, budget),
+        ("constant", "constant colour of each crop", baselines.constant_colour(crops), None, ""),
+        ("pooled", f"pooled {factor} x {factor}", baselines.pooled(crops, factor), None, free),
+    ]
     # Of the crops that the model is trained on; k-means wants some dozens of patches per code.
-    wanted = max(64, -(-_PATCHES_PER_CODE * codes // (config.image_size // factor) ** 2))
-    if wanted <= _MOST_TRAINING_CROPS:
-        quantiser = baselines.fit_quantiser(
-            training_crops(config, wanted, run.source),
-            factor,
-            codes,
-            config.seed,
-            sample=_PATCHES_PER_CODE * codes,
-        )
-        rows["kmeans"] = (
-            f"k-means patches, {codes} codes",
-            quantiser.reconstruct(crops),
-            float(quantiser.bits_per_dim(crops).mean()),
-            budget,
-        )
+    patches = _PATCHES_PER_CODE * codes
+    wanted = max(64, -(-patches // (config.image_size // factor) ** 2))
+    if trainable := wanted <= _MOST_TRAINING_CROPS:
+        training = training_crops(config, wanted, run.source)
+        quantiser = baselines.fit_quantiser(training, factor, codes, config.seed, sample=patches)
+        label, length = f"k-means patches, {codes} codes", quantiser.bits_per_dim(crops).mean()
+        rows.append(("kmeans", label, quantiser.reconstruct(crops), float(length), budget))
     originals = jnp.asarray(crops / 255.0)
-    values = {}
+    values: dict[str, Any] = {}
     title = f"{len(crops)} held-out crops of {config.image_size} x {config.image_size}"
     lines = [f"{title:<34} {'PSNR':>6}     bits/dim"]
-    for name, (label, images, bits, note) in rows.items():
+    for name, label, images, bits, note in rows:
         error = metrics.mean_squared_error(jnp.asarray(images), originals)
-        values[f"psnr_{name}"] = float(metrics.psnr(error).mean())
-        length = "" if bits is None else f"{bits:.3f}"
-        lines.append(
-            f"  {label:<32} {values[f'psnr_{name}']:6.2f} dB  {length:>8}  {note}".rstrip()
-        )
+        values[f"psnr_{name}"] = decibels = float(metrics.psnr(error).mean())
+        shown = ""
         if bits is not None:
             values[f"bpd_{name}"] = bits
-    if "kmeans" not in rows:
+            shown = f"{bits:.3f}"
+        lines.append(f"  {label:<32} {decibels:6.2f} dB  {shown:>8}  {note}".rstrip())
+    if not trainable:
         lines.append(f"  k-means left out: {codes} codes are too many for so few patches per crop")
     return lines, values

@@ -40,18 +40,10 @@ def apply(
     Returns:
       Keys and results, in the order in which batches become full.
     """
-    waiting: collections.deque[tuple[list[Key], jax.Array]] = collections.deque()
-
-    def first() -> Iterator[tuple[Key, np.ndarray]]:
-        keys, results = waiting.popleft()
+    batches = in_batches(items, batch_size, pixels_per_value)
+    begun = ((keys, function(rows)) for keys, rows in batches)
+    for keys, results in _later(begun, _IN_FLIGHT):
         yield from zip(keys, np.asarray(results), strict=False)
-
-    for keys, rows in in_batches(items, batch_size, pixels_per_value):
-        waiting.append((keys, function(rows)))
-        if len(waiting) > _IN_FLIGHT:
-            yield from first()
-    while waiting:
-        yield from first()
 
 
 def in_batches(
@@ -75,32 +67,29 @@ def in_batches(
       [0, 2, 3] (4, 2, 3)
       [1] (1, 2, 4)
     """
-    waiting: dict[tuple[int, ...], list[tuple[Key, np.ndarray]]] = {}
-    held = 0
-
-    def batch(shape: tuple[int, ...], full: int) -> tuple[list[Key], np.ndarray]:
-        rows = waiting.pop(shape)
-        count = min(full, 1 << (len(rows) - 1).bit_length())
-        stacked = np.zeros((count, *shape), rows[0][1].dtype)
-        stacked[: len(rows)] = [array for _, array in rows]
-        return [key for key, _ in rows], stacked
+    waiting: dict[tuple[int, ...], list[tuple[Key, np.ndarray]]] = collections.defaultdict(list)
 
     def full(shape: tuple[int, ...]) -> int:
-        pixels = shape[0] * shape[1] * pixels_per_value
-        return batch_size or max(1, _BATCH_PIXELS // pixels)
+        return batch_size or max(1, _BATCH_PIXELS // (shape[0] * shape[1] * pixels_per_value))
+
+    def held(shape: tuple[int, ...]) -> int:
+        return len(waiting[shape]) * waiting[shape][0][1].nbytes
+
+    def batch(shape: tuple[int, ...]) -> tuple[list[Key], np.ndarray]:
+        keys, arrays = zip(*waiting.pop(shape), strict=True)
+        count = min(full(shape), 1 << (len(keys) - 1).bit_length())
+        rows = np.zeros((count, *shape), arrays[0].dtype)
+        rows[: len(keys)] = arrays
+        return list(keys), rows
 
     for key, array in items:
-        shape = array.shape
-        waiting.setdefault(shape, []).append((key, array))
-        held += array.nbytes
-        if len(waiting[shape]) < full(shape):
-            if held <= _WAITING_BYTES:
-                continue
-            shape = max(waiting, key=lambda s: sum(row.nbytes for _, row in waiting[s]))
-        held -= sum(row.nbytes for _, row in waiting[shape])
-        yield batch(shape, full(shape))
+        waiting[array.shape].append((key, array))
+        if len(waiting[array.shape]) == full(array.shape):
+            yield batch(array.shape)
+        elif sum(map(held, waiting)) > _WAITING_BYTES:
+            yield batch(max(waiting, key=held))
     for shape in list(waiting):
-        yield batch(shape, full(shape))
+        yield batch(shape)
 
 
 def ahead(read: Callable[[int], T], indices: range) -> Iterator[tuple[int, T]]:
@@ -110,13 +99,21 @@ def ahead(read: Callable[[int], T], indices: range) -> Iterator[tuple[int, T]]:
       >>> list(ahead(lambda i: i * i, range(3, 6)))
       [(3, 9), (4, 16), (5, 25)]
     """
-    coming: collections.deque[concurrent.futures.Future] = collections.deque()
-    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        try:
-            for position, index in enumerate(indices):
-                while len(coming) < 2 * _THREADS and position + len(coming) < len(indices):
-                    coming.append(pool.submit(read, indices[position + len(coming)]))
-                yield index, coming.popleft().result()
-        finally:
-            for future in coming:
-                future.cancel()
+    pool = concurrent.futures.ThreadPoolExecutor(_THREADS)
+    try:
+        begun = ((index, pool.submit(read, index)) for index in indices)
+        for index, future in _later(begun, 2 * _THREADS):
+            yield index, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _later(items: Iterable[T], count: int) -> Iterator[T]:
+    """The items, each of them after `count` more have been taken."""
+    waiting: collections.deque[T] = collections.deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > count:
+            yield waiting.popleft()
+    while waiting:
+        yield waiting.popleft()

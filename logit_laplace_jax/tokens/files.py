@@ -87,15 +87,6 @@ class Tokens:
         return self.flat[start:stop].reshape(self.grids[index])
 
 
-def dtype_of(vocab_size: int) -> np.dtype:
-    """The integers that hold the codes of a vocabulary.
-
-    >>> dtype_of(8192), dtype_of(2**15), dtype_of(2**15 + 1)
-    (dtype('int16'), dtype('int16'), dtype('int32'))
-    """
-    return np.dtype(np.int16 if vocab_size <= _INT16_CODES else np.int32)
-
-
 def from_grids(
     grids: Sequence[np.ndarray],
     sizes: Sequence[tuple[int, int]],
@@ -115,24 +106,12 @@ def from_grids(
         >>> tokens.flat
         array([0, 0, 0, 0], dtype=int32)
     """
-    dtype = dtype_of(metadata["vocab_size"])
+    dtype = np.int16 if metadata["vocab_size"] <= _INT16_CODES else np.int32
     return Tokens(
         flat=np.concatenate([np.zeros(0, dtype), *(g.astype(dtype).ravel() for g in grids)]),
         grids=np.array([g.shape for g in grids], np.int32).reshape(-1, 2),
         sizes=np.array(sizes, np.int32).reshape(-1, 2),
         names=tuple(names),
-        metadata=metadata,
-    )
-
-
-def concatenate(parts: Iterable[Tokens], metadata: dict[str, Any]) -> Tokens:
-    """The images of several files one after the other, under new metadata."""
-    held = list(parts)
-    return Tokens(
-        flat=np.concatenate([part.flat for part in held]),
-        grids=np.concatenate([part.grids for part in held]),
-        sizes=np.concatenate([part.sizes for part in held]),
-        names=tuple(name for part in held for name in part.names),
         metadata=metadata,
     )
 
@@ -164,22 +143,29 @@ def write(path: Path, parts: Iterable[Tokens], metadata: dict[str, Any]) -> None
     """
     check_ending(path)
     if path.suffix == ".npz":
-        _write_npz(path, concatenate(parts, metadata))
+        _write_npz(path, list(parts), metadata)
     else:
         _write_array_record(path, parts, metadata)
 
 
-def _write_npz(path: Path, tokens: Tokens) -> None:
-    encoded = [_encoded(name) for name in tokens.names]
+def _write_npz(path: Path, parts: list[Tokens], metadata: dict[str, Any]) -> None:
+    whole = Tokens(
+        flat=np.concatenate([part.flat for part in parts]),
+        grids=np.concatenate([part.grids for part in parts]),
+        sizes=np.concatenate([part.sizes for part in parts]),
+        names=tuple(name for part in parts for name in part.names),
+        metadata=metadata,
+    )
+    names = [name.encode("utf-8", "backslashreplace")[:65_535] for name in whole.names]
     with path.open("wb") as file:
         np.savez_compressed(
             file,
-            tokens=tokens.flat,
-            offsets=tokens.offsets,
-            grids=tokens.grids,
-            sizes=tokens.sizes,
-            names=np.array(encoded, np.bytes_),
-            metadata=np.array(json.dumps(tokens.metadata)),
+            tokens=whole.flat,
+            offsets=whole.offsets,
+            grids=whole.grids,
+            sizes=whole.sizes,
+            names=np.array(names, np.bytes_),
+            metadata=np.array(json.dumps(metadata)),
         )
         file.flush()
         os.fsync(file.fileno())
@@ -189,21 +175,11 @@ def _write_array_record(path: Path, parts: Iterable[Tokens], metadata: dict[str,
     shared = {key: value for key, value in metadata.items() if key != "skipped"}
     writer = _array_record().ArrayRecordWriter(str(path), "group_size:1")
     for part in parts:
-        for i, name in enumerate(part.names):
+        for i, (name, size) in enumerate(zip(part.names, part.sizes.tolist(), strict=True)):
             grid = part[i].astype(part.flat.dtype.newbyteorder("<"))
-            header = {
-                "name": name,
-                "grid": part.grids[i].tolist(),
-                "size": part.sizes[i].tolist(),
-                "dtype": grid.dtype.newbyteorder("<").str,
-                **shared,
-            }
-            writer.write(json.dumps(header).encode() + b"\n" + grid.tobytes())
+            header = {"name": name, "grid": grid.shape, "size": size, "dtype": grid.dtype.str}
+            writer.write(json.dumps(header | shared).encode() + b"\n" + grid.tobytes())
     writer.close()
-
-
-def _encoded(name: str) -> bytes:
-    return name.encode("utf-8", "backslashreplace")[:65_535]
 
 
 def _array_record() -> Any:
@@ -272,10 +248,10 @@ def parse_record(record: bytes) -> tuple[np.ndarray, dict[str, Any]]:
 def _read_npz(path: Path) -> Tokens:
     # A file of our own: NumPy leaves a damaged one open.
     with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
-        missing = [key for key in _KEYS if key not in held]
-        if missing:
-            raise DataError(f"it holds no {missing[0]!r}")
-        arrays = {key: held[key] for key in _KEYS}
+        for key in _KEYS:
+            if key not in held:
+                raise DataError(f"it holds no {key!r}")
+        arrays = dict(held)
     tokens = Tokens(
         flat=arrays["tokens"],
         grids=arrays["grids"],
@@ -297,14 +273,13 @@ def _read_array_record(path: Path) -> Tokens:
         raise DataError(one_line(error)) from error
     if not records:
         raise DataError("it holds no record")
-    parsed = [parse_record(record) for record in records]
+    grids, headers = zip(*map(parse_record, records), strict=True)
     own = ("name", "grid", "size", "dtype")
-    metadata = {key: value for key, value in parsed[0][1].items() if key not in own}
     return from_grids(
-        [grid for grid, _ in parsed],
-        [header["size"] for _, header in parsed],
-        [header["name"] for _, header in parsed],
-        metadata,
+        grids,
+        [header["size"] for header in headers],
+        [header["name"] for header in headers],
+        {key: value for key, value in headers[0].items() if key not in own},
     )
 
 

@@ -7,12 +7,13 @@ request, gives the bytes of one that was not, on the same device.
 """
 
 import hashlib
+import itertools
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +26,16 @@ from logit_laplace_jax.data.errors import DataError, TooSmallImage, UnreadableIm
 from logit_laplace_jax.data.folder import EXTENSIONS
 from logit_laplace_jax.data.sources import Source
 from logit_laplace_jax.evaluation import figures
-from logit_laplace_jax.tokens import files as token_files
-from logit_laplace_jax.tokens import tiles as token_fit
+from logit_laplace_jax.tokens import files, tiles
 from logit_laplace_jax.tokens.batches import Key, ahead, apply
 from logit_laplace_jax.tokens.tokenizer import Tokenizer
 
-_FORMAT = "logit_laplace_jax tokens 1"
-_JOB = "job.json"
-_DECODED = "tokens.json"
-_NAMED_IN_LOG = 20
-
 Say = Callable[[str], None]
 
+_FORMAT = "logit_laplace_jax tokens 1"
+_NAMED_IN_LOG = 20
 _NAMED = 8
-"""At most so many of the decoded images are named."""
+"""At most so many of the skipped and of the decoded images are named."""
 
 
 def encode(
@@ -46,7 +43,7 @@ def encode(
     source: Source,
     output: Path,
     *,
-    how: token_fit.Fit = "crop",
+    how: tiles.Fit = "crop",
     image_size: int | None = None,
     batch_size: int | None = None,
     save_every: int = 256,
@@ -59,8 +56,8 @@ def encode(
     Args:
       tokenizer: the model.
       source: the images; its channels are the model's.
-      output: a new `.npz` or `.array_record` (see `data.token_files`).
-      how: what is done to images of other sizes (see `data.token_fit.fit`).
+      output: a new `.npz` or `.array_record` (see `tokens.files`).
+      how: what is done to images of other sizes (see `tokens.tiles.fit`).
       image_size: side of crops or tiles in pixels.
       batch_size: pictures of one size at a time; None: about a megapixel of them.
       save_every: images between two savings.
@@ -77,8 +74,8 @@ def encode(
     """
     config = tokenizer.config
     _check_numbers(batch_size, save_every)
-    token_files.check_ending(output)
-    token_fit.check_options(how, config.downsampling, image_size)
+    files.check_ending(output)
+    tiles.check_options(how, config.downsampling, image_size)
     if output.exists():
         raise DataError(f"{output} exists; choose another output")
     if not output.parent.is_dir():
@@ -102,36 +99,33 @@ def encode(
         "batch_size": batch_size,
         "save_every": save_every,
     }
-    folder = _part_folder(output)
-    _start(folder, job)
-    units = [
-        (folder / f"{start:010d}.npz", range(start, min(start + save_every, len(names))))
-        for start in range(0, len(names), save_every)
-    ]
+    folder = _start(output, "job.json", job)
+    units = {folder / f"{unit.start:010d}.npz": unit for unit in _units(len(names), save_every)}
     say(f"images    {source.spec}: {len(names)}")
-    done = sum(len(indices) for path, indices in units if path.exists())
-    progress = _progress("encoded", done, len(names), say)
-    named = 0
-    for path, indices in units:
-        if path.exists():
-            continue
-        part = _encode_unit(tokenizer, source, indices, how, image_size, batch_size, progress)
-        for name, reason in part.metadata["skipped"].items():
-            named += 1
-            if named <= _NAMED_IN_LOG:
-                logging.getLogger(__name__).warning("skipped %s: %s", name, reason)
-        _write_whole(path, [part], part.metadata)
-    progress.close()
-    images, skipped, counts = _totals((path for path, _ in units), config.vocab_size)
+    left = {path: unit for path, unit in units.items() if not path.exists()}
+    logged = 0
+    with _progress("encoded", left.values(), len(names), say) as progress:
+        for path, unit in left.items():
+            part = _encode_unit(tokenizer, source, unit, how, image_size, batch_size, progress)
+            for name, reason in part.metadata["skipped"].items():
+                logged += 1
+                if logged <= _NAMED_IN_LOG:
+                    logging.getLogger(__name__).warning("skipped %s: %s", name, reason)
+            _write_whole(path, [part], part.metadata)
+    skipped: dict[str, str] = {}
+    counts = np.zeros(config.vocab_size, np.int64)
+    images = 0
+    for part in map(files.read, units):
+        images += len(part)
+        skipped |= part.metadata["skipped"]
+        counts += np.bincount(part.flat, minlength=config.vocab_size)
+    example = "; ".join(f"{name}: {reason}" for name, reason in [*skipped.items()][:1])
     if not images:
         shutil.rmtree(folder)
-        name, reason = next(iter(skipped.items()))
-        raise DataError(
-            f"none of the {len(names)} images of {source.spec} can be used; {name}: {reason}"
-        )
+        raise DataError(f"none of the {len(names)} images of {source.spec} can be used; {example}")
     metadata["skipped"] = skipped
     whole = folder / f"whole{output.suffix}"
-    _write_whole(whole, (token_files.read(path) for path, _ in units), metadata)
+    _write_whole(whole, map(files.read, units), metadata)
     if output.exists():
         raise DataError(f"{output} exists by now; the tokens are in {whole}")
     whole.replace(output)
@@ -141,14 +135,13 @@ def encode(
         f"{np.count_nonzero(counts)} of {config.vocab_size} codes in use"
     )
     if skipped:
-        name, reason = next(iter(skipped.items()))
-        say(f"skipped   {len(names) - images} of {len(names)} images, such as {name}: {reason}")
+        say(f"skipped   {len(names) - images} of {len(names)} images, such as {example}")
     return metadata
 
 
 def decode(
     tokenizer: Tokenizer,
-    tokens: token_files.Tokens,
+    tokens: files.Tokens,
     output: Path,
     *,
     batch_size: int | None = None,
@@ -191,21 +184,16 @@ def decode(
         "batch_size": batch_size,
         "save_every": save_every,
     }
-    folder = _part_folder(output)
-    _start(folder, job, _DECODED)
+    folder = _start(output, "tokens.json", job)
     paths = _file_names(tokens.names)
-    units = [
-        range(start, min(start + save_every, len(paths)))
-        for start in range(0, len(paths), save_every)
-    ]
-    left = [part for part in units if not all((folder / paths[i]).exists() for i in part)]
-    progress = _progress("decoded", len(paths) - sum(map(len, left)), len(paths), say)
-    for indices in left:
-        for index, image in _decode_unit(tokenizer, tokens, indices, batch_size):
-            picture = image[..., 0] if image.shape[-1] == 1 else image
-            figures.save_png(folder / paths[index], picture)
-            progress.update()
-    progress.close()
+    units = _units(len(paths), save_every)
+    left = [unit for unit in units if not all((folder / paths[i]).exists() for i in unit)]
+    with _progress("decoded", left, len(paths), say) as progress:
+        for unit in left:
+            for index, image in _decode_unit(tokenizer, tokens, unit, batch_size):
+                picture = image[..., 0] if image.shape[-1] == 1 else image
+                figures.save_png(folder / paths[index], picture)
+                progress.update()
     output.parent.mkdir(parents=True, exist_ok=True)
     if output.exists():
         output.rmdir()  # refuses, should it hold anything by now
@@ -223,19 +211,19 @@ def _encode_unit(
     tokenizer: Tokenizer,
     source: Source,
     indices: range,
-    how: token_fit.Fit,
+    how: tiles.Fit,
     image_size: int | None,
     batch_size: int | None,
     progress: "tqdm[Any]",
-) -> token_files.Tokens:
+) -> files.Tokens:
     skipped: dict[str, str] = {}
     sizes: dict[int, tuple[int, int]] = {}
     grids: dict[int, np.ndarray] = {}
     factor = tokenizer.config.downsampling
 
-    def read(index: int) -> token_fit.Fitted | DataError:
+    def read(index: int) -> tiles.Fitted | DataError:
         try:
-            return token_fit.fit(source[index], how, factor, image_size)
+            return tiles.fit(source[index], how, factor, image_size)
         except (UnreadableImage, TooSmallImage) as error:
             return error
 
@@ -245,55 +233,62 @@ def _encode_unit(
             if isinstance(fitted, DataError):
                 skipped[source.name(index)] = str(fitted)
                 continue
-            rows, columns, height, width = fitted.pieces.shape[:4]
-            sizes[index] = fitted.size
-            shape = (rows, columns, height // factor, width // factor)
-            grids[index] = np.zeros(shape, np.int32)
-            for row in range(rows):
-                for column in range(columns):
-                    yield (index, row, column), fitted.pieces[row, column]
+            pieces, sizes[index] = fitted
+            rows, columns, height, width = pieces.shape[:4]
+            grids[index] = np.zeros((rows, columns, height // factor, width // factor), np.int32)
+            for row, column in np.ndindex(rows, columns):
+                yield (index, row, column), pieces[row, column]
 
     # On a device, where their range is not suspected: these are the bytes of files.
     results = apply(lambda rows: tokenizer.encode(jnp.asarray(rows)), pictures(), batch_size, 1)
     for (index, row, column), tokens in results:
         grids[index][row, column] = tokens
-    used = sorted(grids)
-    return token_files.from_grids(
-        [token_fit.join(grids[i]) for i in used],
-        [sizes[i] for i in used],
-        [source.name(i) for i in used],
+    return files.from_grids(
+        [tiles.join(grids[i]) for i in sorted(grids)],
+        [sizes[i] for i in sorted(grids)],
+        [source.name(i) for i in sorted(grids)],
         {"vocab_size": tokenizer.config.vocab_size, "skipped": skipped},
     )
 
 
 def _decode_unit(
-    tokenizer: Tokenizer, tokens: token_files.Tokens, indices: range, batch_size: int | None
+    tokenizer: Tokenizer, tokens: files.Tokens, indices: range, batch_size: int | None
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Images uint8 [H, W, C] by their index, in whatever order they become complete."""
-    tile = _tile(tokens)
-    unfinished: dict[int, tuple[int, np.ndarray]] = {}
+    tile, pixels = _tile(tokens), tokenizer.config.downsampling**2
+    missing: dict[int, int] = {}
+    images: dict[int, np.ndarray] = {}
 
-    def pieces() -> Iterator[tuple[Key, np.ndarray]]:
+    def grids() -> Iterator[tuple[Key, np.ndarray]]:
         for index in indices:
-            grid = token_fit.split(tokens[index].astype(np.int32), tile)
+            grid = tiles.split(tokens[index].astype(np.int32), tile)
+            missing[index] = grid.shape[0] * grid.shape[1]
             for row, column in np.ndindex(grid.shape[:2]):
                 yield (index, row, column), grid[row, column]
 
-    pixels_per_token = tokenizer.config.downsampling**2
-    results = apply(
-        lambda rows: tokenizer.decode(rows, "uint8"), pieces(), batch_size, pixels_per_token
-    )
+    results = apply(lambda rows: tokenizer.decode(rows, "uint8"), grids(), batch_size, pixels)
     for (index, row, column), image in results:
-        if index not in unfinished:
-            shape = token_fit.split(tokens[index], tile).shape[:2]
-            unfinished[index] = (0, np.zeros((*shape, *image.shape), np.uint8))
-        done, whole = unfinished[index]
-        whole[row, column] = image
-        unfinished[index] = (done + 1, whole)
-        if done + 1 == whole.shape[0] * whole.shape[1]:
-            del unfinished[index]
+        if index not in images:
+            shape = tiles.split(tokens[index], tile).shape[:2]
+            images[index] = np.zeros((*shape, *image.shape), np.uint8)
+        images[index][row, column] = image
+        missing[index] -= 1
+        if not missing[index]:
             height, width = tokens.sizes[index].tolist()
-            yield index, token_fit.join(whole, (height, width))
+            yield index, tiles.join(images.pop(index), (height, width))
+
+
+def _units(count: int, save_every: int) -> list[range]:
+    every = range(count)
+    return [every[start : start + save_every] for start in every[::save_every]]
+
+
+def _progress(verb: str, left: Collection[range], total: int, say: Say) -> "tqdm[Any]":
+    """A bar on a terminal, none elsewhere."""
+    done = total - sum(map(len, left))
+    if done:
+        say(f"resuming  at image {done} of {total}")
+    return tqdm(total=total, initial=done, desc=verb, unit="image", disable=None)
 
 
 # --- Requests -----------------------------------------------------------------------------------
@@ -305,7 +300,7 @@ def _check_numbers(batch_size: int | None, save_every: int) -> None:
             raise DataError(f"{name} must be 1 or more, got {value}")
 
 
-def _check_tokens(tokenizer: Tokenizer, tokens: token_files.Tokens, force: bool) -> None:
+def _check_tokens(tokenizer: Tokenizer, tokens: files.Tokens, force: bool) -> None:
     metadata, config = tokens.metadata, tokenizer.config
     if not len(tokens):
         raise DataError("the file holds no image")
@@ -335,7 +330,7 @@ def _check_tokens(tokenizer: Tokenizer, tokens: token_files.Tokens, force: bool)
         raise DataError(f"tiles of {tile[0]} x {tile[1]} tokens do not divide every grid")
 
 
-def _tile(tokens: token_files.Tokens) -> tuple[int, int] | None:
+def _tile(tokens: files.Tokens) -> tuple[int, int] | None:
     if tokens.metadata["fit"] != "tile":
         return None
     side = tokens.metadata["image_size"] // tokens.metadata["downsampling"]
@@ -348,14 +343,13 @@ def _public(spec: str) -> str:
     return f"folder:{Path(place).name}" if kind == "folder" else spec
 
 
-def _part_folder(output: Path) -> Path:
-    return output.with_name(output.name + ".part")
+def _start(output: Path, name: str, job: dict[str, Any]) -> Path:
+    """The folder of an unfinished job: a new one, or one that is there for the same request.
 
-
-def _start(folder: Path, job: dict[str, Any], name: str = _JOB) -> None:
-    """Makes the folder of an unfinished job, or sees that the one there is of the same request."""
-    path = folder / name
-    temporary = path.with_name(f"{name}.new")
+    Its file `name` holds the request.
+    """
+    folder = output.with_name(output.name + ".part")
+    path, temporary = folder / name, folder / f"{name}.new"
     if folder.exists() and not (
         folder.is_dir() and (path.exists() or {*folder.iterdir()} <= {temporary})
     ):
@@ -376,10 +370,11 @@ def _start(folder: Path, job: dict[str, Any], name: str = _JOB) -> None:
                 f"{folder} holds an unfinished job of another request ({'; '.join(lines)}): give "
                 "the same options to go on, choose another output, or delete it"
             )
-        return
+        return folder
     folder.mkdir(parents=True, exist_ok=True)
     temporary.write_text(json.dumps(job, indent=2) + "\n", encoding="utf-8")
     temporary.replace(path)
+    return folder
 
 
 def _digest(*parts: bytes | np.ndarray) -> str:
@@ -390,25 +385,12 @@ def _digest(*parts: bytes | np.ndarray) -> str:
     return digest.hexdigest()[:16]
 
 
-def _write_whole(path: Path, parts: Iterable[token_files.Tokens], metadata: dict[str, Any]) -> None:
+def _write_whole(path: Path, parts: Iterable[files.Tokens], metadata: dict[str, Any]) -> None:
     """Writes a file that is there complete or not at all."""
     temporary = path.with_name(f"new{path.suffix}")
     temporary.unlink(missing_ok=True)
-    token_files.write(temporary, parts, metadata)
+    files.write(temporary, parts, metadata)
     os.replace(temporary, path)
-
-
-def _totals(paths: Iterable[Path], vocab_size: int) -> tuple[int, dict[str, str], np.ndarray]:
-    """The number of images, what was skipped, and how often each code occurs."""
-    images = 0
-    skipped: dict[str, str] = {}
-    counts = np.zeros(vocab_size, np.int64)
-    for path in paths:
-        part = token_files.read(path)
-        images += len(part)
-        skipped |= part.metadata["skipped"]
-        counts += np.bincount(part.flat, minlength=vocab_size)
-    return images, skipped, counts
 
 
 def _file_names(names: Iterable[str]) -> list[Path]:
@@ -420,22 +402,14 @@ def _file_names(names: Iterable[str]) -> list[Path]:
         if re.match(r"[/\\]|[A-Za-z]:", name):  # absolute: its folders are another machine's
             words = words[-1:]
         words = [re.sub(r"[^\w. -]|^\.", "_", word)[-120:] for word in words] or ["image"]
-        stem, dot, ending = words[-1].rpartition(".")
-        if not stem or f"{dot}{ending}".lower() not in EXTENSIONS:
-            stem = words[-1]
-        number = 0
-        while True:
-            path = Path(*words[:-1], f"{stem}{f'_{number}' if number else ''}.png")
-            if path.as_posix().lower() not in taken:
-                break
-            number += 1
+        last = Path(words[-1])
+        stem = last.stem if last.suffix.lower() in EXTENSIONS else last.name
+        numbered = (f"{stem}_{number}" if number else stem for number in itertools.count())
+        path = next(
+            path
+            for path in (Path(*words[:-1], f"{name}.png") for name in numbered)
+            if path.as_posix().lower() not in taken
+        )
         taken.add(path.as_posix().lower())
         paths.append(path)
     return paths
-
-
-def _progress(verb: str, done: int, total: int, say: Say) -> "tqdm[Any]":
-    """A bar on a terminal, none elsewhere."""
-    if done:
-        say(f"resuming  at image {done} of {total}")
-    return tqdm(total=total, initial=done, desc=verb, unit="image", disable=None)

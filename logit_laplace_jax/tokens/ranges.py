@@ -11,6 +11,7 @@ or the same token everywhere. So floating-point values never have a default here
 That values were mapped by φ already (into [ε, 1-ε]) cannot be seen unless they touch both ends.
 """
 
+import functools
 import warnings
 from typing import Any, Literal, get_args
 
@@ -24,7 +25,6 @@ ValueRange = Literal["uint8", "unit", "symmetric"]
 """`uint8`: dtype uint8, 0..255. `unit`: floats 0..1. `symmetric`: floats -1..1."""
 
 _CHOICES = "'uint8' (dtype uint8, 0..255), 'unit' (floats 0..1) or 'symmetric' (floats -1..1)"
-_SYMMETRIC_HINT = "they look like -1..1: pass value_range='symmetric'"
 
 
 def as_array(values: Any) -> Any:
@@ -81,7 +81,7 @@ def as_pixels(
                 f"value_range={value_range!r} is for floats, but the pixels are uint8: "
                 "leave value_range out"
             )
-        _suspect_bytes(values)
+        _check_bytes(values)
         return values
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
         found = type(values).__name__ if dtype is None else dtype
@@ -89,11 +89,10 @@ def as_pixels(
             f"pixels must be an array of uint8 (0..255), or of floats with a value_range, got "
             f"{found}"
         )
-    if isinstance(values, jax.core.Tracer) or not values.size:
-        extremes = None
-    else:
+    extremes = None
+    if not isinstance(values, jax.core.Tracer) and values.size:
         low, high = np.asarray(_extremes(values), np.float64).tolist()
-        extremes = (low, high)
+        extremes = low, high
     if value_range is None:
         guess = "" if extremes is None else f"; {_described(*extremes)}"
         raise TypeError(f"pixels of dtype {dtype} need a value_range, {_CHOICES}{guess}")
@@ -102,10 +101,10 @@ def as_pixels(
             f"value_range='uint8' is for dtype uint8, got {dtype}: for floats in 0..255 pass "
             "np.rint(pixels).astype(np.uint8)"
         )
-    slack = _slack(dtype)
+    # Wider types are rounded to float32 before anybody looks at them.
+    slack = 4.0 * max(float(jnp.finfo(dtype).eps), float(jnp.finfo(jnp.float32).eps))
     if extremes is not None:
-        _refuse(value_range, *extremes, slack)
-        _suspect(value_range, *extremes, eps)
+        _check_values(value_range, *extremes, slack, eps)
     return _to_unit(values, symmetric=value_range == "symmetric", slack=slack)
 
 
@@ -147,11 +146,6 @@ def check_name(value_range: str | None) -> None:
         raise ValueError(f"unknown value_range {value_range!r}: give {_CHOICES}")
 
 
-def _slack(dtype: Any) -> float:
-    # Wider types are rounded to float32 before anybody looks at them.
-    return 4.0 * max(float(jnp.finfo(dtype).eps), float(jnp.finfo(jnp.float32).eps))
-
-
 @jax.jit
 def _extremes(values: jax.Array) -> jax.Array:
     """The least and the greatest value, both NaN if any is."""
@@ -161,7 +155,8 @@ def _extremes(values: jax.Array) -> jax.Array:
     return jnp.where(any_nan, jnp.float32(jnp.nan), extremes)
 
 
-def _unit(values: jax.Array, symmetric: bool, slack: float) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("symmetric", "slack"))
+def _to_unit(values: jax.Array, symmetric: bool, slack: float) -> jax.Array:
     values = values.astype(jnp.float32)
     low = -1.0 if symmetric else 0.0
     check(
@@ -169,9 +164,6 @@ def _unit(values: jax.Array, symmetric: bool, slack: float) -> jax.Array:
         "pixels lie outside the stated value_range",
     )
     return jnp.clip(0.5 * values + 0.5 if symmetric else values, 0.0, 1.0)
-
-
-_to_unit = jax.jit(_unit, static_argnames=("symmetric", "slack"))
 
 
 @jax.jit
@@ -188,7 +180,7 @@ def _described(low: float, high: float) -> str:
     if low >= 0 and high <= 1:
         return "they look like 0..1: pass value_range='unit'"
     if -1 <= low < 0 and high <= 1:
-        return _SYMMETRIC_HINT
+        return "they look like -1..1: pass value_range='symmetric'"
     if -10 < low < 0 and high < 10:
         return "they look normalised by a mean and a deviation: undo that first"
     if low >= 0 and high <= 2:
@@ -196,33 +188,33 @@ def _described(low: float, high: float) -> str:
     return "they fit no range"
 
 
-def _refuse(value_range: ValueRange, low: float, high: float, slack: float) -> None:
-    if np.isnan(low):
-        raise ValueError("the pixels hold NaN")
-    least = -1 if value_range == "symmetric" else 0
-    if least - slack <= low and high <= 1 + slack:
-        return
-    raise ValueError(
-        f"value_range={value_range!r} means floats in {least}..1, but the pixels go from "
-        f"{low:g} to {high:g}: {_described(low, high)}"
-    )
-
-
-def _suspect(value_range: ValueRange, low: float, high: float, eps: float) -> None:
-    if value_range == "unit" and 0 < high <= np.float32(1 / 255):
-        _warn(f"the greatest value is {high:.2g}, less than a grey level: divided by 255 twice?")
-    elif value_range == "unit" and eps > 0 and max(abs(low - eps), abs(high - 1 + eps)) < 1e-6:
-        _warn(f"they reach exactly from {eps:g} to {1 - eps:g}: mapped by map_pixels already?")
-    elif value_range == "symmetric" and 0 <= low < high:
-        _warn("no value is negative: are they in 0..1, value_range='unit'?")
-
-
-def _suspect_bytes(values: Any) -> None:
-    # On a device a look would make every caller wait.
+def _check_bytes(values: Any) -> None:
+    """Warns of what is suspect; on a device a look would make every caller wait."""
     if isinstance(values, np.ndarray) and values.size and values.max() == 1:
         _warn("every value is 0 or 1 of 255: floats in 0..1 cast to uint8 without 255 times them?")
 
 
+def _check_values(
+    value_range: ValueRange, low: float, high: float, slack: float, eps: float
+) -> None:
+    """Refuses what cannot be of the range, and warns of what is suspect."""
+    if np.isnan(low):
+        raise ValueError("the pixels hold NaN")
+    least = -1 if value_range == "symmetric" else 0
+    if low < least - slack or high > 1 + slack:
+        raise ValueError(
+            f"value_range={value_range!r} means floats in {least}..1, but the pixels go from "
+            f"{low:g} to {high:g}: {_described(low, high)}"
+        )
+    if value_range == "symmetric":
+        if 0 <= low < high:
+            _warn("no value is negative: are they in 0..1, value_range='unit'?")
+    elif 0 < high <= np.float32(1 / 255):
+        _warn(f"the greatest value is {high:.2g}, less than a grey level: divided by 255 twice?")
+    elif eps > 0 and max(abs(low - eps), abs(high - 1 + eps)) < 1e-6:
+        _warn(f"they reach exactly from {eps:g} to {1 - eps:g}: mapped by map_pixels already?")
+
+
 def _warn(what: str) -> None:
-    # Levels: this function, the one that suspects, as_pixels, Tokenizer.encode, its caller.
+    # Levels: this function, the one that checks, as_pixels, Tokenizer.encode, its caller.
     warnings.warn(f"the pixels may be of another range: {what}", RangeWarning, stacklevel=5)

@@ -1,7 +1,6 @@
 """Images of any size for a model that takes multiples of its downsampling: crop, pad or tile."""
 
-import dataclasses
-from typing import Literal
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -14,16 +13,13 @@ image, the last row and column repeated. `tile`: the same in squares of a given 
 own."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Fitted:
-    """An image as the pictures that a model encodes.
-
-    `pieces` is uint8 [R, Q, h, w, C], R rows of Q pictures side by side (1 and 1 unless tiled), and
-    `size` the (height, width) of what counts of them when they are joined.
-    """
+class Fitted(NamedTuple):
+    """An image as the pictures that a model encodes."""
 
     pieces: np.ndarray
+    """uint8 [R, Q, h, w, C], R rows of Q pictures side by side (1 and 1 unless tiled)."""
     size: tuple[int, int]
+    """(height, width) of what counts of the pictures when they are joined."""
 
 
 def check_options(how: Fit, factor: int, image_size: int | None) -> None:
@@ -43,7 +39,7 @@ def check_options(how: Fit, factor: int, image_size: int | None) -> None:
         ...
         logit_laplace_jax.data.errors.DataError: image size 100 is no positive multiple of 8, ...
     """
-    if how not in ("crop", "pad", "tile"):
+    if how not in get_args(Fit):
         raise DataError(f"unknown fit {how!r}: give crop, pad or tile")
     if how == "tile" and image_size is None:
         raise DataError("tiles need an image size: the side of a tile in pixels")
@@ -85,21 +81,19 @@ def fit(image: np.ndarray, how: Fit, factor: int, image_size: int | None = None)
     """
     check_options(how, factor, image_size)
     height, width = image.shape[:2]
-    if how == "crop":
-        if image_size is not None:
-            crop = eval_crop(image, image_size)
-        else:
-            if min(height, width) < factor:
-                raise TooSmallImage(f"{width}×{height} pixels give no token of {factor}×{factor}")
-            new_height, new_width = height // factor * factor, width // factor * factor
-            top, left = (height - new_height) // 2, (width - new_width) // 2
-            crop = image[top : top + new_height, left : left + new_width]
-        return Fitted(crop[None, None], (crop.shape[0], crop.shape[1]))
+    if how == "crop" and image_size is not None:
+        image = eval_crop(image, image_size)
+    elif how == "crop":
+        if min(height, width) < factor:
+            raise TooSmallImage(f"{width}×{height} pixels give no token of {factor}×{factor}")
+        top, left = height % factor // 2, width % factor // 2
+        bottom, right = top + height // factor * factor, left + width // factor * factor
+        image = image[top:bottom, left:right]
+    size = (image.shape[0], image.shape[1])
     multiple = image_size or factor
-    beyond = ((0, -height % multiple), (0, -width % multiple), (0, 0))
-    padded = np.pad(image, beyond, mode="edge")
-    tile = (image_size, image_size) if how == "tile" and image_size else None
-    return Fitted(split(padded, tile), (height, width))
+    padding = [(0, -side % multiple) for side in size]
+    padded = np.pad(image, [*padding, (0, 0)], mode="edge")
+    return Fitted(split(padded, (multiple, multiple) if how == "tile" else None), size)
 
 
 def split(image: np.ndarray, tile: tuple[int, int] | None) -> np.ndarray:
