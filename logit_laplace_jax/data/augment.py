@@ -232,20 +232,18 @@ def area_resize(
     across = np.array([left, right]) - columns.start
     block = int(min(np.ptp(down) / size[1], np.ptp(across) / size[0]) * 2 / _LARGE_FACTOR)
     if block > 1:
-        grey = part.shape[-1] == 1
-        reduced = Image.fromarray(np.ascontiguousarray(part[..., 0] if grey else part)).reduce(
-            block
-        )
+        pixels = part[..., 0] if part.shape[-1] == 1 else part
+        reduced = Image.fromarray(np.ascontiguousarray(pixels)).reduce(block)
         part = np.asarray(reduced).reshape(reduced.height, reduced.width, -1)
         down, across = down / block, across / block
-    thin = _area_means(part, *down, size[1])
-    small = _area_means(thin.swapaxes(0, 1), *across, size[0])
+    thin = _area_means(part, down, size[1])
+    small = _area_means(thin.swapaxes(0, 1), across, size[0])
     return np.rint(np.ascontiguousarray(small.swapaxes(0, 1))).astype(np.uint8)
 
 
-def _area_means(rows: np.ndarray, start: float, end: float, count: int) -> np.ndarray:
-    """Means of ``rows`` [L, M, C] over ``count`` equal parts of [start, end): [count, M, C]."""
-    edges = np.linspace(start, end, count + 1)
+def _area_means(rows: np.ndarray, span: np.ndarray, count: int) -> np.ndarray:
+    """Means of ``rows`` [L, M, C] over ``count`` equal parts of ``span``: [count, M, C]."""
+    edges = np.linspace(span[0], span[1], count + 1)
     first = np.floor(edges[:-1]).astype(int)
     # A part touches few rows: adding them one by one beats a matrix product, which for so small a
     # matrix would wake all of the BLAS library's threads besides.
