@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from logit_laplace_jax.data.errors import DataError
 from logit_laplace_jax.data.sources import Source, open_source
 
 Which = Literal["all", "train", "validation"]
+
+_FORMS = "image files, a folder, photos, folder:PATH or tfds:NAME"
 
 
 def open_images(
@@ -43,12 +45,30 @@ def open_images(
     if which not in ("all", "train", "validation"):
         raise DataError(f"unknown split {which!r}: give all, train or validation")
     if not names:
-        raise DataError("no images named: give files, a folder, photos, folder:PATH or tfds:NAME")
-    if len(names) == 1:
-        spec = _specification(names[0])
+        raise DataError(f"no images named: give {_FORMS}")
+    options: dict[str, Any] = {"channels": channels, "cache_mib": 0}
+    specs = [_specification(name) for name in names]
+    if len(specs) == 1 and specs[0] is not None:
+        options["data_dir"] = data_dir
+        if which != "all":
+            return open_source(specs[0], which, **options)
+        return _both_splits(specs[0], options)
+    for name, spec in zip(names, specs, strict=True):
         if spec is not None:
-            return _open(spec, which, data_dir, channels)
-    return _open_files(names, which, channels)
+            raise DataError(f"{name} is a folder or data source: name it alone, or only files")
+        if not Path(name).exists():
+            raise DataError(f"{name} does not exist: give {_FORMS}")
+    if which != "all":
+        raise DataError(f"files have no split {which}: give a folder or data source for that")
+    paths = [Path(name) for name in names]
+    return Source(
+        f"{len(names)} file{'s' * (len(names) > 1)}",
+        "train",
+        read=paths.__getitem__,
+        name=lambda i: paths[i].as_posix(),
+        count=len(names),
+        **options,
+    )
 
 
 def _specification(name: str) -> str | None:
@@ -63,20 +83,17 @@ def _specification(name: str) -> str | None:
     return f"folder:{name}" if Path(name).expanduser().is_dir() else None
 
 
-def _open(spec: str, which: Which, data_dir: str | None, channels: int) -> Source:
-    if which != "all":
-        return open_source(spec, which, data_dir=data_dir, channels=channels, cache_mib=0)
-    parts = [open_source(spec, "train", data_dir=data_dir, channels=channels, cache_mib=0)]
+def _both_splits(spec: str, options: dict[str, Any]) -> Source:
+    is_folder = spec.startswith("folder:")
+    parts = [open_source(spec, "train", **options)]
     try:
-        parts.append(
-            open_source(spec, "validation", data_dir=data_dir, channels=channels, cache_mib=0)
-        )
+        parts.append(open_source(spec, "validation", **options))
     except DataError:
-        if not (spec.startswith("folder:") and len(parts[0]) == 1):
+        if not (is_folder and len(parts[0]) == 1):
             raise
         # A folder of one image has none to hold out.
     images = [(part, index) for part in parts for index in range(len(part))]
-    if spec.startswith("folder:"):
+    if is_folder:
         images.sort(key=lambda image: image[0].name(image[1]))
     return Source(
         spec,
@@ -84,29 +101,6 @@ def _open(spec: str, which: Which, data_dir: str | None, channels: int) -> Sourc
         read=lambda i: images[i][0][images[i][1]],
         name=lambda i: images[i][0].name(images[i][1]),
         count=len(images),
-        channels=channels,
-        cache_mib=0,
-    )
-
-
-def _open_files(names: Sequence[str], which: Which, channels: int) -> Source:
-    for name in names:
-        if _specification(name) is not None:
-            raise DataError(f"{name} is a folder or data source: name it alone, or only files")
-        if not Path(name).exists():
-            raise DataError(
-                f"{name} does not exist: give image files, a folder, photos, folder:PATH or "
-                "tfds:NAME"
-            )
-    if which != "all":
-        raise DataError(f"files have no split {which}: give a folder or data source for that")
-    spec = "1 file" if len(names) == 1 else f"{len(names)} files"
-    return Source(
-        spec,
-        "train",
-        read=lambda i: Path(names[i]),
-        name=lambda i: Path(names[i]).as_posix(),
-        count=len(names),
-        channels=channels,
+        channels=parts[0].channels,
         cache_mib=0,
     )

@@ -15,7 +15,6 @@ import math
 import numpy as np
 
 from logit_laplace_jax.data.errors import TooSmallImage, missing_package
-from logit_laplace_jax.data.images import height_width
 
 try:
     from PIL import Image
@@ -197,7 +196,7 @@ def grid_crops(image: np.ndarray, size: int, resize: float = 1.0) -> list[np.nda
 
 
 def _checked(image: np.ndarray, size: int) -> tuple[int, int]:
-    height, width = height_width(image)
+    height, width = image.shape[:2]
     if size < 1:
         raise ValueError(f"size must be at least 1 pixel, not {size}")
     if min(height, width) < size:
@@ -226,48 +225,35 @@ def area_resize(
         [30, 50]
     """
     left, top, right, bottom = box or (0, 0, image.shape[1], image.shape[0])
-    first_row, last_row = max(math.floor(top), 0), min(math.ceil(bottom), image.shape[0])
-    first_column, last_column = max(math.floor(left), 0), min(math.ceil(right), image.shape[1])
-    part = image[first_row:last_row, first_column:last_column]
-    top, bottom, left, right = (
-        top - first_row,
-        bottom - first_row,
-        left - first_column,
-        right - first_column,
-    )
-    block = int(min((bottom - top) / size[1], (right - left) / size[0]) * 2 / _LARGE_FACTOR)
+    rows = slice(max(math.floor(top), 0), min(math.ceil(bottom), image.shape[0]))
+    columns = slice(max(math.floor(left), 0), min(math.ceil(right), image.shape[1]))
+    part = image[rows, columns]
+    down = np.array([top, bottom]) - rows.start
+    across = np.array([left, right]) - columns.start
+    block = int(min(np.ptp(down) / size[1], np.ptp(across) / size[0]) * 2 / _LARGE_FACTOR)
     if block > 1:
-        part = _block_means(part, block)
-        top, bottom, left, right = top / block, bottom / block, left / block, right / block
-    height, width, channels = part.shape
-    # Rows become means, then, with the axes swapped, columns.
-    thin = _area_means(part.reshape(height, -1), top, bottom, size[1])
-    thin = thin.reshape(size[1], width, channels).swapaxes(0, 1).reshape(width, -1)
-    small = _area_means(thin, left, right, size[0])
-    result = small.reshape(size[0], size[1], channels).swapaxes(0, 1)
-    return np.rint(np.ascontiguousarray(result)).astype(np.uint8)
+        pixels = part[..., 0] if part.shape[-1] == 1 else part
+        reduced = Image.fromarray(np.ascontiguousarray(pixels)).reduce(block)
+        part = np.asarray(reduced).reshape(reduced.height, reduced.width, -1)
+        down, across = down / block, across / block
+    thin = _area_means(part, down, size[1])
+    small = _area_means(thin.swapaxes(0, 1), across, size[0])
+    return np.rint(np.ascontiguousarray(small.swapaxes(0, 1))).astype(np.uint8)
 
 
-def _block_means(image: np.ndarray, block: int) -> np.ndarray:
-    picture = Image.fromarray(
-        np.ascontiguousarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
-    )
-    reduced = np.asarray(picture.reduce(block))
-    return reduced.reshape(*reduced.shape[:2], image.shape[-1])
-
-
-def _area_means(rows: np.ndarray, start: float, end: float, count: int) -> np.ndarray:
-    """Means of ``rows`` [L, M] over ``count`` equal parts of [start, end): float32 [count, M]."""
-    edges = np.linspace(start, end, count + 1)
+def _area_means(rows: np.ndarray, span: np.ndarray, count: int) -> np.ndarray:
+    """Means of ``rows`` [L, M, C] over ``count`` equal parts of ``span``: [count, M, C]."""
+    edges = np.linspace(span[0], span[1], count + 1)
     first = np.floor(edges[:-1]).astype(int)
     # A part touches few rows: adding them one by one beats a matrix product, which for so small a
     # matrix would wake all of the BLAS library's threads besides.
-    total = np.zeros((count, rows.shape[1]), np.float32)
+    flat = rows.reshape(len(rows), -1)
+    total = np.zeros((count, flat.shape[1]), np.float32)
     weight_sum = np.zeros((count, 1), np.float32)
     for tap in range(int(np.max(np.ceil(edges[1:]) - first))):
         index = first + tap
         inside = np.minimum(edges[1:], index + 1) - np.maximum(edges[:-1], index)
         weight = np.maximum(inside, 0.0).astype(np.float32)[:, None]
-        total += weight * rows[np.minimum(index, len(rows) - 1)]
+        total += weight * flat[np.minimum(index, len(flat) - 1)]
         weight_sum += weight
-    return total / weight_sum
+    return (total / weight_sum).reshape(count, *rows.shape[1:])

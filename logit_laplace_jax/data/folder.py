@@ -4,8 +4,9 @@ import functools
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from logit_laplace_jax.data.errors import DataError
 
@@ -35,35 +36,7 @@ HELD_OUT = 0.05
 _VALIDATION_NAMES = ("val", "validation", "valid", "test")
 
 
-class SplitFiles:
-    """The images of one split by number, in the order of their printable names.
-
-    Args:
-        root: the folder that the files are relative to.
-        prefix: put before every name.
-        files: paths relative to ``root``.
-    """
-
-    def __init__(self, root: str, prefix: str, files: Sequence[str]):
-        self._root, self._prefix, self._files = root, prefix, files
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def name(self, index: int) -> str:
-        """The path relative to the data set's folder, with `/`, in a form that can be printed."""
-        return self._prefix + printable(self._files[index])
-
-    def label(self, index: int) -> str:
-        """The name of the folder that the file lies in; empty in the split's own folder."""
-        return printable(os.path.basename(os.path.dirname(self._files[index])))
-
-    def path(self, index: int) -> Path:
-        """The file."""
-        return Path(self._root, self._files[index])
-
-
-def list_split(path: str, split: str) -> SplitFiles:
+def read_split(path: str, split: str) -> dict[str, Any]:
     """The images of one split of a folder, in the order of their relative paths.
 
     Where `path` has a folder `train` and one of `val`, `validation`, `valid`, `test`, those are the
@@ -78,49 +51,48 @@ def list_split(path: str, split: str) -> SplitFiles:
         split: `train` or `validation`.
 
     Returns:
-        The images, at least one.
+        `read`, `name`, `count` (at least 1) and `label` of `sources.Source`. A name is the path
+        relative to the folder, in a form that can be printed; a label is the name of the folder
+        that the file lies in, empty in the split's own folder.
 
     Raises:
         DataError: no such folder, unreadable, or no image in the split.
     """
-    root = Path(path).expanduser() if path else None
-    if root is None:
+    if not path:
         raise DataError("folder: needs a path, as in folder:/data/photos")
+    root = base = Path(path).expanduser()
     if not root.exists():
         raise DataError(f"the folder {root} does not exist")
     if not root.is_dir():
         raise DataError(f"{root} is a file, not a folder: give the folder that holds the images")
-    base = _split_folder(root, split)
-    files, others = find_images(str(base or root))
-    named = ", ".join(
-        [printable(file) for file in others[:_NAMED]] + ["…"] * (len(others) > _NAMED)
-    )
+    validation = next((root / name for name in _VALIDATION_NAMES if (root / name).is_dir()), None)
+    if validation is not None and (root / "train").is_dir():
+        base = root / "train" if split == "train" else validation
+    files, others = find_images(str(base))
+    named = ", ".join([printable(f) for f in others[:_NAMED]] + ["…"] * (len(others) > _NAMED))
     plural = "image file has a format" if len(others) == 1 else "image files have formats"
     told = f"{len(others)} {plural} that cannot be read here ({named}): convert to PNG or JPEG"
     if not files:
         endings = " ".join(sorted(ending[1:] for ending in EXTENSIONS))
         told = told if others else f"looked for {endings}"
-        raise DataError(f"no image in {base or root} or below it; {told}")
+        raise DataError(f"no image in {base} or below it; {told}")
     if others:
-        _warn_once(f"in {printable(str(base or root))} {told}")
-    if base is not None:
-        return SplitFiles(str(base), f"{base.name}/", files)
-    if len(files) == 1 and split == "validation":
-        raise DataError(
-            f"{root} holds a single image, so none is left for validation: "
-            "add another, or the folders train and val"
-        )
-    chosen = held_out(files)
-    return SplitFiles(str(root), "", [f for f in files if (f in chosen) == (split == "validation")])
-
-
-def _split_folder(root: Path, split: str) -> Path | None:
-    """The folder of `split` where `root` has folders for both splits, else None."""
-    train = root / "train"
-    validation = next((root / name for name in _VALIDATION_NAMES if (root / name).is_dir()), None)
-    if not train.is_dir() or validation is None:
-        return None
-    return train if split == "train" else validation
+        _warn_once(f"in {printable(str(base))} {told}")
+    prefix = f"{base.name}/"
+    if base == root:
+        if len(files) == 1 and split == "validation":
+            raise DataError(
+                f"{root} holds a single image, so none is left for validation: "
+                "add another, or the folders train and val"
+            )
+        prefix, chosen = "", held_out(files)
+        files = [file for file in files if (file in chosen) == (split == "validation")]
+    return {
+        "read": lambda i: base / files[i],
+        "name": lambda i: prefix + printable(files[i]),
+        "label": lambda i: printable(os.path.basename(os.path.dirname(files[i]))),
+        "count": len(files),
+    }
 
 
 def held_out(files: Sequence[str]) -> set[str]:
@@ -135,11 +107,10 @@ def held_out(files: Sequence[str]) -> set[str]:
         digest = hashlib.sha256(printable(file).encode()).digest()
         return int.from_bytes(digest[:8], "big") / 2**64
 
-    scores = {file: score(file) for file in files}
-    count = sum(value < HELD_OUT for value in scores.values())
+    ranked = sorted((score(file), file) for file in files)
+    count = sum(value < HELD_OUT for value, _ in ranked)
     # At least one on each side, as far as there are two.
-    count = min(max(count, 1), max(len(files) - 1, 1)) if len(files) > 1 else 0
-    return set(sorted(files, key=scores.__getitem__)[:count])
+    return {file for _, file in ranked[: min(max(count, 1), len(files) - 1)]}
 
 
 @functools.cache
@@ -160,47 +131,39 @@ def find_images(root: str) -> tuple[list[str], list[str]]:
     """
     from logit_laplace_jax.data import images  # It needs Pillow; `EXTENSIONS` does not.
 
-    unreadable = _OTHER_FORMATS | images.missing_endings()
-    known = EXTENSIONS | _OTHER_FORMATS
-    found: dict[bool, list[str]] = {True: [], False: []}  # by whether they can be read
-    entered: set[tuple[int, int]] = set()  # a link back to a folder above would be walked for ever
-    waiting = [root]
-    while waiting:
-        folder = waiting.pop()
-        try:
-            status = os.stat(folder)
-            if (status.st_dev, status.st_ino) in entered:
-                continue
-            entered.add((status.st_dev, status.st_ino))
-            with os.scandir(folder) as listed:
-                entries = [entry for entry in listed if not entry.name.startswith(".")]
-        except OSError as error:
-            if folder == root:
-                raise DataError(f"the folder {root} cannot be read: {error.strerror}") from error
-            logging.getLogger(__name__).warning("skipped %s: %s", printable(folder), error.strerror)
+    def failed(error: OSError) -> None:
+        if error.filename == root:
+            raise DataError(f"the folder {root} cannot be read: {error.strerror}") from error
+        skipped = printable(error.filename)
+        logging.getLogger(__name__).warning("skipped %s: %s", skipped, error.strerror)
+
+    known, unreadable = EXTENSIONS | _OTHER_FORMATS, _OTHER_FORMATS | images.missing_endings()
+    found: list[str] = []
+    others: list[str] = []
+    entered: set[tuple[int, int]] = set()  # A link back to a folder above would be walked for ever.
+    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=failed):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in entered:
+            subfolders.clear()
             continue
-        folders = [entry.path for entry in entries if _holds(entry.is_dir)]
+        entered.add((status.st_dev, status.st_ino))
         # The order decides under which of its names a folder with several is entered.
-        waiting.extend(sorted(folders, reverse=True))
-        for entry in entries:
-            ending = os.path.splitext(entry.name)[1].lower()
-            if ending in known and (_holds(entry.is_file) or not os.path.exists(entry.path)):
-                file = entry.path.removeprefix(root).lstrip("/")
-                found[ending not in unreadable].append(file)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in names:
+            ending = os.path.splitext(name)[1].lower()
+            if name.startswith(".") or ending not in known:
+                continue
+            path = os.path.join(folder, name)
+            if os.path.isfile(path) or not os.path.exists(path):
+                file = path.removeprefix(root).lstrip("/")
+                (others if ending in unreadable else found).append(file)
 
     def order(file: str) -> tuple[str, bytes]:
         return printable(file), os.fsencode(file)
 
-    return sorted(found[True], key=order), sorted(found[False], key=order)
+    return sorted(found, key=order), sorted(others, key=order)
 
 
 def printable(file: str) -> str:
     r"""A file's name as text that can be printed: bytes that are no UTF-8 become `\xff`."""
     return os.fsencode(file).decode("utf-8", "backslashreplace")
-
-
-def _holds(question: Callable[[], bool]) -> bool:
-    try:
-        return question()
-    except OSError:  # a link whose end cannot be looked at
-        return False

@@ -20,6 +20,7 @@ takes up to about 16 bytes while it is decoded), passes over the pixels (`MAX_SC
 Pillow, what compressed texts inside a PNG may unfold to. Only regular files are read.
 """
 
+import contextlib
 import functools
 import importlib.util
 import io
@@ -32,7 +33,7 @@ from logit_laplace_jax.data.errors import DataError, UnreadableImage, missing_pa
 
 try:
     # Pillow knows the last two only once their modules are loaded.
-    from PIL import Image, TiffImagePlugin, WebPImagePlugin, features
+    from PIL import Image, ImageOps, TiffImagePlugin, WebPImagePlugin, features
 except ImportError as error:
     raise missing_package("pillow") from error
 
@@ -49,7 +50,6 @@ MAX_SCANS = 500
 pass over all pixels, so that a small file could keep a decoder busy for hours."""
 
 _START_OF_SCAN = b"\xff\xda"
-_BITS_TAG, _PHOTOMETRIC_TAG = 258, 262  # of TIFF
 
 _FORMATS = (
     *("PNG", "JPEG", "BMP", "GIF", "PPM"),
@@ -58,16 +58,6 @@ _FORMATS = (
 )
 _AVIF_ENDINGS = frozenset({".avif", ".avifs"})
 _HEIF_ENDINGS = frozenset({".heic", ".heics", ".heif", ".heifs", ".hif"})
-_ORIENTATION_TAG = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 def decode(data: bytes | os.PathLike[str], channels: int = 3) -> np.ndarray:
@@ -96,7 +86,7 @@ def decode(data: bytes | os.PathLike[str], channels: int = 3) -> np.ndarray:
         ...
         logit_laplace_jax.data.errors.UnreadableImage: no image of a known format
     """
-    _check_channels(channels)
+    check_channels(channels)
     try:
         content = data if isinstance(data, bytes) else _read(data)
         _check_size(len(content))
@@ -110,8 +100,9 @@ def decode(data: bytes | os.PathLike[str], channels: int = 3) -> np.ndarray:
             if image.format in ("JPEG", "MPO") and content.count(_START_OF_SCAN) > MAX_SCANS:
                 raise UnreadableImage(f"a JPEG of more than {MAX_SCANS} scans")
             image.load()
-            converted = _to_mode(image, "L" if channels == 1 else "RGB")
-            pixels = np.array(_upright(image, converted))
+            with contextlib.suppress(Exception):  # A broken EXIF block says nothing of the pixels.
+                ImageOps.exif_transpose(image, in_place=True)
+            return _pixels(image, channels)
     except UnreadableImage:
         raise
     except Image.UnidentifiedImageError:
@@ -123,7 +114,6 @@ def decode(data: bytes | os.PathLike[str], channels: int = 3) -> np.ndarray:
         raise UnreadableImage(error.strerror or one_line(error)) from error
     except Exception as error:  # Pillow's decoders raise nearly every type on hostile input.
         raise UnreadableImage(one_line(error)) from error
-    return _frozen(pixels.reshape((*height_width(pixels), channels)))
 
 
 @functools.cache
@@ -168,7 +158,7 @@ def from_array(array: np.ndarray, channels: int = 3) -> np.ndarray:
         >>> from_array(np.zeros((2, 4, 1), np.uint8)).shape
         (2, 4, 3)
     """
-    _check_channels(channels)
+    check_channels(channels)
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     shape_ok = array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4))
@@ -176,25 +166,13 @@ def from_array(array: np.ndarray, channels: int = 3) -> np.ndarray:
         raise UnreadableImage(
             f"needs uint8 [H, W, 1, 3 or 4], is {array.dtype} {list(array.shape)}"
         )
-    image = Image.fromarray(np.ascontiguousarray(array))
-    pixels = np.array(_to_mode(image, "L" if channels == 1 else "RGB"))
-    return _frozen(pixels.reshape((*height_width(pixels), channels)))
+    return _pixels(Image.fromarray(np.ascontiguousarray(array)), channels)
 
 
-def height_width(pixels: np.ndarray) -> tuple[int, int]:
-    """The first two entries of the shape."""
-    return pixels.shape[0], pixels.shape[1]
-
-
-def _check_channels(channels: int) -> None:
+def check_channels(channels: int) -> None:
+    """Raises a DataError unless there are 1 or 3."""
     if channels not in (1, 3):
         raise DataError(f"channels must be 1 (grey) or 3 (RGB), not {channels!r}")
-
-
-def _frozen(pixels: np.ndarray) -> np.ndarray:
-    # Decoded images are shared through a cache, so writing into one must fail.
-    pixels.flags.writeable = False
-    return pixels
 
 
 def _read(path: os.PathLike[str]) -> bytes:
@@ -202,8 +180,7 @@ def _read(path: os.PathLike[str]) -> bytes:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise UnreadableImage("no regular file")
-        if status.st_size:
-            _check_size(status.st_size)
+        _check_size(status.st_size)
         return file.read(status.st_size)
 
 
@@ -221,18 +198,8 @@ def _check_size(size: int) -> None:
         )
 
 
-def _upright(image: Image.Image, converted: Image.Image) -> Image.Image:
-    """`converted`, turned as the EXIF orientation of `image` says."""
-    try:
-        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-        method = _UPRIGHT.get(orientation)
-    except Exception:  # A broken EXIF block says nothing about the pixels.
-        method = None
-    return converted if method is None else converted.transpose(method)
-
-
-def _to_mode(image: Image.Image, mode: str) -> Image.Image:
-    """`image` as 8-bit "L" or "RGB"."""
+def _pixels(image: Image.Image, channels: int) -> np.ndarray:
+    """uint8 [height, width, channels] of an image of any mode, read-only."""
     if image.mode.startswith("I;16") or image.mode == "I":
         image = Image.fromarray(_eight_bit_grey(image))
     elif image.mode == "F":
@@ -241,19 +208,22 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
         coloured = image.convert("RGBA")
         white = Image.new("RGBA", coloured.size, "white")
         image = Image.alpha_composite(white, coloured).convert("RGB")
-    if image.mode == mode:
-        return image
-    # CMYK has no direct way to grey in Pillow, and a palette's grey must come from its colours.
-    return image.convert("RGB").convert(mode)
+    mode = "L" if channels == 1 else "RGB"
+    if image.mode != mode:
+        # CMYK has no direct way to grey in Pillow, and a palette's grey must come from its colours.
+        image = image.convert("RGB").convert(mode)
+    pixels = np.array(image).reshape(image.height, image.width, channels)
+    pixels.flags.writeable = False  # Decoded images are shared, so writing into one must fail.
+    return pixels
 
 
 def _eight_bit_grey(image: Image.Image) -> np.ndarray:
     values = np.asarray(image).astype(np.int32)
     tags = getattr(image, "tag_v2", {})
-    white = 4095 if tuple(tags.get(_BITS_TAG, ())) == (12,) else 65535
+    white = 4095 if tags.get(TiffImagePlugin.BITSPERSAMPLE) == (12,) else 65535
     if values.size and not 0 <= values.min() <= values.max() <= white:
         raise UnreadableImage("32-bit values have no defined white: convert it to 8 or 16 bit")
-    if tags.get(_PHOTOMETRIC_TAG) == 0:
+    if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
         values = white - values
     if isinstance(transparent := image.info.get("transparency"), int):
         values[values == transparent] = white

@@ -13,13 +13,12 @@ states none, the entry says so.
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import importlib.util
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from logit_laplace_jax.data.errors import DataError, missing_package, one_line
 
@@ -29,15 +28,13 @@ except ImportError as error:
     raise missing_package("tensorflow-datasets") from error
 
 
-@dataclasses.dataclass(frozen=True)
-class Photograph:
-    """One photograph: its file, split, license, source, the file's SHA-256, and its package."""
+class Photograph(NamedTuple):
+    """One photograph: its file, license, source, split, and the package that brings it."""
 
     file: str
-    split: str
     license: str
     source: str
-    sha256: str
+    split: str = "train"
     package: str = "scikit-image"
 
     @property
@@ -56,90 +53,53 @@ _STEREO_SOURCE = (
 )
 
 PHOTOGRAPHS: tuple[Photograph, ...] = (
+    Photograph("coffee.png", _CC0, "Rachel Michetti, courtesy of Pikolo Espresso Bar"),
+    Photograph("motorcycle_left.png", _MIDDLEBURY, _STEREO_SOURCE),
+    Photograph("motorcycle_right.png", _MIDDLEBURY, _STEREO_SOURCE),
+    # The Flickr page says CC BY-NC 2.0; scikit-image relies on SpaceX's later release of its
+    # photographs (https://github.com/scikit-image/scikit-image/issues/5095).
     Photograph(
-        "coffee.png",
-        "train",
-        _CC0,
-        "Rachel Michetti, courtesy of Pikolo Espresso Bar",
-        "cc02f8ca188b167c775a7101b5d767d1e71792cf762c33d6fa15a4599b5a8de7",
-    ),
-    Photograph(
-        "motorcycle_left.png",
-        "train",
-        _MIDDLEBURY,
-        _STEREO_SOURCE,
-        "db18e9c4157617403c3537a6ba355dfeafe9a7eabb6b9b94cb33f6525dd49179",
-    ),
-    Photograph(
-        "motorcycle_right.png",
-        "train",
-        _MIDDLEBURY,
-        _STEREO_SOURCE,
-        "5fc913ae870e42a4b662314bc904d1786bcad8e2f0b9b67dba5a229406357797",
-    ),
-    Photograph(
-        "rocket.jpg",
-        "train",
-        # The Flickr page says CC BY-NC 2.0; scikit-image relies on SpaceX's later release of its
-        # photographs (https://github.com/scikit-image/scikit-image/issues/5095).
-        _PUBLIC,
-        "SpaceX, https://www.flickr.com/photos/spacexphotos/16511594820/",
-        "c2dd0de7c538df8d111e479619b129464d0269d0ae5fd18ca91d33a7fdfea95c",
+        "rocket.jpg", _PUBLIC, "SpaceX, https://www.flickr.com/photos/spacexphotos/16511594820/"
     ),
     Photograph(
         "retina.jpg",
-        "train",
         _CC0,
         "Mikael Häggström, Wikimedia Commons, Fundus_photograph_of_normal_left_eye.jpg",
-        "38a07f36f27f095e818aea7b96d34202c05176d30253c66733f2e00379e9e0e6",
     ),
-    Photograph(
-        "hubble_deep_field.jpg",
-        "train",
-        _PUBLIC,
-        "NASA, HubbleSite release 2012/37",
-        "3a19c5dd8a927a9334bb1229a6d63711b1c0c767fb27e2286e7c84a3e2c2f5f4",
-    ),
-    Photograph(
-        "ihc.png",
-        "train",
-        _NO_RESTRICTION,
-        "Center for Microscopy and Molecular Imaging (CMMI)",
-        "f8dd1aa387ddd1f49d8ad13b50921b237df8e9b262606d258770687b0ef93cef",
-    ),
-    Photograph(
-        "camera.png",
-        "train",
-        _CC0,
-        "Lav Varshney",
-        "b0793d2adda0fa6ae899c03989482bff9a42d3d5690fc7e3648f2795d730c23a",
-    ),
+    Photograph("hubble_deep_field.jpg", _PUBLIC, "NASA, HubbleSite release 2012/37"),
+    Photograph("ihc.png", _NO_RESTRICTION, "Center for Microscopy and Molecular Imaging (CMMI)"),
+    Photograph("camera.png", _CC0, "Lav Varshney"),
     Photograph(
         "grace_hopper.jpg",
-        "train",
         _PUBLIC,
         "James S. Davis, United States Navy, Wikimedia Commons, Grace_Hopper.jpg, as matplotlib's "
         "sample data",
-        "a8ca6d734765703b09728ab47fe59f473d93ae3967fc24c7c0288c3c7adb7130",
-        "matplotlib",
+        package="matplotlib",
     ),
     Photograph(
         "astronaut.png",
-        "validation",
         _PUBLIC,
         "NASA, Great Images database, https://flic.kr/p/r9qvLn",
-        "88431cd9653ccd539741b555fb0a46b61558b301d4110412b5bc28b5e3ea6cb5",
+        split="validation",
     ),
-    Photograph(
-        "chelsea.png",
-        "validation",
-        _CC0,
-        "Stefan van der Walt",
-        "596aa1e7cb875eb79f437e310381d26b338a81c2da23439704a73c4651e8c4bb",
-    ),
+    Photograph("chelsea.png", _CC0, "Stefan van der Walt", split="validation"),
 )
 """9 for training (of these grey: camera), 2 held out."""
 
+SHA256 = {
+    "astronaut.png": "88431cd9653ccd539741b555fb0a46b61558b301d4110412b5bc28b5e3ea6cb5",
+    "camera.png": "b0793d2adda0fa6ae899c03989482bff9a42d3d5690fc7e3648f2795d730c23a",
+    "chelsea.png": "596aa1e7cb875eb79f437e310381d26b338a81c2da23439704a73c4651e8c4bb",
+    "coffee.png": "cc02f8ca188b167c775a7101b5d767d1e71792cf762c33d6fa15a4599b5a8de7",
+    "grace_hopper.jpg": "a8ca6d734765703b09728ab47fe59f473d93ae3967fc24c7c0288c3c7adb7130",
+    "hubble_deep_field.jpg": "3a19c5dd8a927a9334bb1229a6d63711b1c0c767fb27e2286e7c84a3e2c2f5f4",
+    "ihc.png": "f8dd1aa387ddd1f49d8ad13b50921b237df8e9b262606d258770687b0ef93cef",
+    "motorcycle_left.png": "db18e9c4157617403c3537a6ba355dfeafe9a7eabb6b9b94cb33f6525dd49179",
+    "motorcycle_right.png": "5fc913ae870e42a4b662314bc904d1786bcad8e2f0b9b67dba5a229406357797",
+    "retina.jpg": "38a07f36f27f095e818aea7b96d34202c05176d30253c66733f2e00379e9e0e6",
+    "rocket.jpg": "c2dd0de7c538df8d111e479619b129464d0269d0ae5fd18ca91d33a7fdfea95c",
+}
+"""The files that this version knows."""
 
 _FOLDERS = {
     "scikit-image": ("skimage", "data"),
@@ -176,7 +136,7 @@ def read_photograph(photograph: Photograph) -> bytes:
         raise DataError(
             f"the photograph {path} cannot be read ({error.strerror}): run  {advice}"
         ) from error
-    if hashlib.sha256(content).hexdigest() != photograph.sha256:
+    if hashlib.sha256(content).hexdigest() != SHA256[photograph.file]:
         raise DataError(f"{path} is not the photograph that this version knows: run  {advice}")
     return content
 
@@ -219,15 +179,13 @@ class EmbeddedPhotos(
     def _generate_examples(self, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
         for photograph in PHOTOGRAPHS:
             if photograph.split == split:
-                yield (
-                    photograph.name,
-                    {
-                        "image": read_photograph(photograph),
-                        "name": photograph.name,
-                        "license": photograph.license,
-                        "source": photograph.source,
-                    },
-                )
+                example = {
+                    "image": read_photograph(photograph),
+                    "name": photograph.name,
+                    "license": photograph.license,
+                    "source": photograph.source,
+                }
+                yield photograph.name, example
 
 
 def prepare(data_dir: str | None = None) -> EmbeddedPhotos:
@@ -255,14 +213,12 @@ def prepare(data_dir: str | None = None) -> EmbeddedPhotos:
         raise
     except Exception as error:
         # The rename fails where another process was faster; its result is as good as ours.
-        again = _builder(data_dir)
-        if again.data_path.exists():
-            return again
-        raise DataError(
-            f"the photographs cannot be written to {builder.data_path} ({one_line(error)}): "
-            "name a folder that can be written, by the data_dir option or TFDS_DATA_DIR"
-        ) from error
-    return builder
+        if not builder.data_path.exists():
+            raise DataError(
+                f"the photographs cannot be written to {builder.data_path} ({one_line(error)}): "
+                "name a folder that can be written, by the data_dir option or TFDS_DATA_DIR"
+            ) from error
+    return _builder(data_dir)
 
 
 def _builder(data_dir: str | None) -> EmbeddedPhotos:

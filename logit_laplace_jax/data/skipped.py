@@ -24,14 +24,10 @@ class Skipped:
         self._source = source
         self._wanted = wanted
         self._reasons: dict[int, str] = {}
-        self._named: dict[str, str] = {}
         self._lock = threading.Lock()
 
     def __contains__(self, index: int) -> bool:
         return index in self._reasons
-
-    def __len__(self) -> int:
-        return len(self._reasons)
 
     def add(self, index: int, error: DataError) -> None:
         """Counts image `index`, and names it in the log when it is new.
@@ -40,38 +36,31 @@ class Skipped:
             DataError: no image is left.
         """
         with self._lock:
-            is_new = index not in self._reasons
-            # Millions of them have few reasons: one copy of each.
-            self._reasons.setdefault(index, sys.intern(str(error)))
-            count = len(self._reasons)
-        if is_new:
-            self._log(index, count, error)
+            if index not in self._reasons:
+                # Millions of them have few reasons: one copy of each.
+                self._reasons[index] = sys.intern(str(error))
+                logger, count = logging.getLogger(__name__), len(self._reasons)
+                if count <= _NAMED_IN_LOG:
+                    logger.warning("skipped %s: %s", self._source.name(index), error)
+                if count == _NAMED_IN_LOG:
+                    logger.warning(
+                        "further skipped images of %s are only counted", self._source.spec
+                    )
         self.check()
-
-    def _log(self, index: int, count: int, error: DataError) -> None:
-        logger = logging.getLogger(__name__)
-        if count <= _NAMED_IN_LOG:
-            logger.warning("skipped %s: %s", self._source.name(index), error)
-        if count == _NAMED_IN_LOG:
-            logger.warning("further skipped images of %s are only counted", self._source.spec)
 
     def check(self) -> None:
         """Raises a DataError when no image is left."""
-        if self._wanted is not None and len(self) >= self._wanted:
+        if self._wanted is not None and len(self._reasons) >= self._wanted:
             first = "" if self._wanted == len(self._source) else "first "
             raise self.none_of(f"none of the {first}{self._wanted} images of")
 
     def none_of(self, which: str) -> DataError:
         """The error that none can be used, with an example; `which` is how it begins."""
-        with self._lock:
-            first = min(self._reasons.items(), default=None)
-        example = "" if first is None else f"; {self._source.name(first[0])}: {first[1]}"
+        example = next((f"; {name}: {reason}" for name, reason in self.as_dict().items()), "")
         return DataError(f"{which} {self._source.spec} ({self._source.split}) can be used{example}")
 
     def as_dict(self) -> dict[str, str]:
-        """Name to reason, in the order of the source; made anew only when there are new ones."""
+        """Name to reason, in the order of the source."""
         with self._lock:
-            if len(self._named) != len(self._reasons):
-                reasons = sorted(self._reasons.items())
-                self._named = {self._source.name(index): reason for index, reason in reasons}
-            return dict(self._named)
+            reasons = sorted(self._reasons.items())
+        return {self._source.name(index): reason for index, reason in reasons}

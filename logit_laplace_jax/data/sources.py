@@ -6,6 +6,7 @@
 """
 
 import operator
+import threading
 from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Any, Literal, Protocol
@@ -13,15 +14,12 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from logit_laplace_jax.data import images
-from logit_laplace_jax.data.cache import ImageCache
 from logit_laplace_jax.data.errors import DataError, UnreadableImage, one_line
 
 Split = Literal["train", "validation"]
 
 Read = Callable[[int], bytes | PathLike[str] | np.ndarray]
 """Gives image i as file content, path or uint8 array."""
-
-_FORMS = "photos, folder:PATH or tfds:NAME"
 
 
 class DataSet(Protocol):
@@ -42,7 +40,7 @@ class DataSet(Protocol):
 
 
 class Source:
-    """Images by number: decoded 8-bit arrays, with the recently used ones kept in memory.
+    """Images by number: decoded 8-bit arrays, of which as many as fit are kept in memory.
 
     Safe to share between threads. Every image is decoded by the rules of `images.py`.
 
@@ -51,7 +49,7 @@ class Source:
         split: `train` or `validation`.
         read: gives image i as file content, path or uint8 array. It may raise.
         name: gives the name of image i, for messages.
-        count: how many images there are, readable or not.
+        count: how many images there are, readable or not; at least 1.
         channels: 3 for RGB, 1 for grey.
         cache_mib: bound of the decoded images kept in memory, in MiB; 0 keeps none.
         label: gives the name of image i's class; None: there are no classes.
@@ -77,8 +75,9 @@ class Source:
         label: Callable[[int], str] | None = None,
         classes: Sequence[str] | None = None,
     ):
-        if channels not in (1, 3):
-            raise DataError(f"channels must be 1 (grey) or 3 (RGB), not {channels!r}")
+        if not count:
+            raise DataError(f"{spec} ({split}) holds no image")
+        images.check_channels(channels)
         if cache_mib < 0:
             raise DataError(f"cache_mib must be at least 0, not {cache_mib}")
         self.spec = spec
@@ -87,7 +86,9 @@ class Source:
         self._read = read
         self._name = name
         self._count = count
-        self._cache = ImageCache(int(cache_mib * 2**20))
+        self._kept: dict[int, np.ndarray] = {}
+        self._room = int(cache_mib * 2**20)
+        self._lock = threading.Lock()
         self._label = label
         self._classes = classes
 
@@ -102,17 +103,23 @@ class Source:
             IndexError: `index` is outside 0…len−1.
         """
         index = self._check(index)
-        pixels = self._cache.get(index)
-        if pixels is None:
-            try:
-                data = self._read(index)
-            except Exception as error:
-                raise UnreadableImage(one_line(error)) from error
-            if isinstance(data, np.ndarray):
-                pixels = images.from_array(data, self.channels)
-            else:
-                pixels = images.decode(data, self.channels)
-            self._cache.put(index, pixels)
+        pixels = self._kept.get(index)
+        if pixels is not None:
+            return pixels
+        try:
+            data = self._read(index)
+        except Exception as error:
+            raise UnreadableImage(one_line(error)) from error
+        if isinstance(data, np.ndarray):
+            pixels = images.from_array(data, self.channels)
+        else:
+            pixels = images.decode(data, self.channels)
+        with self._lock:
+            # Nothing gives way to a later image: in an order shuffled every epoch none is likelier
+            # to be asked for again. Two threads may have decoded the same one at once.
+            if index not in self._kept and pixels.nbytes <= self._room:
+                self._kept[index] = pixels
+                self._room -= pixels.nbytes
         return pixels
 
     def name(self, index: int) -> str:
@@ -148,9 +155,6 @@ class Source:
             raise IndexError(f"image {index} of {self._count}")
         return index
 
-    def __repr__(self) -> str:
-        return f"Source({self.spec!r}, {self.split!r}, {self._count} images)"
-
 
 def open_source(
     spec: str | DataSet,
@@ -164,7 +168,7 @@ def open_source(
 
     Args:
         spec: `photos`, `folder:PATH`, `tfds:NAME[/CONFIG][:VERSION]`, or a user's own data set.
-        split: `train` or `validation`. For a folder see `folder.list_split`; for TFDS the held-out
+        split: `train` or `validation`. For a folder see `folder.read_split`; for TFDS the held-out
             split is `validation`, else `test`, else the last 5 % of `train`.
         data_dir: where TFDS keeps its data sets; None is TFDS's own default. A folder needs none.
         channels: 3 for RGB, 1 for grey.
@@ -184,45 +188,31 @@ def open_source(
     """
     if split not in ("train", "validation"):
         raise DataError(f"unknown split {split!r}: give train or validation")
-    read: Read
-    name: Callable[[int], str]
-    class_of: Callable[[int], str] | None = None
-    classes: Sequence[str] | None = None
     label = spec if isinstance(spec, str) else type(spec).__name__
     kind, colon, rest = label.partition(":")
     if not isinstance(spec, str):
-        if not callable(getattr(spec, "split", None)):
-            raise DataError(f"a data set needs a method split(name), which {label} has not")
-        own: Any = spec.split(split)
-        read, name, count = (lambda index: own[index]), str, len(own)
-        if not count:
-            raise DataError(f"{label} ({split}) holds no image")
+        parts = _split_of(spec, split)
     elif spec == "photos":
         from logit_laplace_jax.data import photos, tfds_images
 
-        read, name, count = tfds_images.read_split(photos.prepare(data_dir), split, ("name",))
+        parts = tfds_images.read_split(photos.prepare(data_dir), split, name_feature="name")
     elif kind == "folder" and colon:
         from logit_laplace_jax.data import folder
 
-        files = folder.list_split(rest, split)
-        read, name, count = files.path, files.name, len(files)
-        class_of = files.label
+        parts = folder.read_split(rest, split)
     elif kind == "tfds" and colon:
         from logit_laplace_jax.data import tfds_images
 
-        builder = tfds_images.prepare(rest, data_dir)
-        read, name, count = tfds_images.read_split(builder, split)
-        class_of, classes = tfds_images.read_labels(builder, split)
+        parts = tfds_images.read_split(tfds_images.prepare(rest, data_dir), split)
     else:
-        raise DataError(f"unknown data source {spec!r}: give {_FORMS}")
-    return Source(
-        label,
-        split,
-        read=read,
-        name=name,
-        count=count,
-        channels=channels,
-        cache_mib=cache_mib,
-        label=class_of,
-        classes=classes,
-    )
+        raise DataError(f"unknown data source {spec!r}: give photos, folder:PATH or tfds:NAME")
+    return Source(label, split, **parts, channels=channels, cache_mib=cache_mib)
+
+
+def _split_of(data_set: DataSet, split: Split) -> dict[str, Any]:
+    """`read`, `name` and `count` of `Source` for one split of a user's own data set."""
+    name = type(data_set).__name__
+    if not callable(getattr(data_set, "split", None)):
+        raise DataError(f"a data set needs a method split(name), which {name} has not")
+    images_of: Any = data_set.split(split)
+    return {"read": images_of.__getitem__, "name": str, "count": len(images_of)}

@@ -38,9 +38,6 @@ _NETWORK = frozenset({"http", "requests", "socket", "ssl", "urllib", "urllib3"})
 _PATIENCE_SECONDS = 15
 """How long a server may take to answer at all before anything is downloaded from it."""
 
-Reader = tuple[Callable[[int], bytes | np.ndarray], Callable[[int], str], int]
-"""read(i), name(i) and the number of images: what a `Source` is made of."""
-
 
 def prepare(name: str, data_dir: str | None = None) -> Any:
     """The builder of a TFDS data set, prepared as array_record unless it is already.
@@ -57,61 +54,52 @@ def prepare(name: str, data_dir: str | None = None) -> Any:
         raise DataError(f"tfds:{name} is no data set's name: give tfds:NAME[/CONFIG][:VERSION]")
     builder = _find(name, data_dir)
     if not builder.data_path.exists():
-        _image_feature(builder)  # Before a download that may take hours.
+        _check_image_feature(builder)  # Before a download that may take hours.
         _download_and_prepare(builder, name)
     return builder
 
 
-def read_split(builder: Any, split: str, name_features: Sequence[str] = ()) -> Reader:
+def read_split(builder: Any, split: str, name_feature: str | None = None) -> dict[str, Any]:
     """Random access to the images of one split of a prepared data set.
 
     Args:
         builder: a prepared TFDS builder with a feature `image`.
         split: `train` or `validation`; see `HELD_OUT`.
-        name_features: text features whose value names an image; without one its number does.
+        name_feature: the text feature that names an image; None: its number does.
 
     Returns:
-        read(i) -> file content, or an array where the feature is a plain tensor; name(i); count.
+        `read`, `name` and `count` of `sources.Source`; with a feature `label` also `label` and
+        `classes`.
 
     Raises:
         DataError: no such split, no images, or a file format that needs TensorFlow.
     """
-    _image_feature(builder)
+    _check_image_feature(builder)
     records, chosen, start, stop = _records(builder, split)
-    return _reader(
-        builder, records, f"{builder.info.full_name}/{chosen}", start, stop, name_features
-    )
-
-
-def read_labels(
-    builder: Any, split: str
-) -> tuple[Callable[[int], str] | None, Sequence[str] | None]:
-    """The classes of one split of a prepared data set, where it has a feature `label`.
-
-    Args:
-      builder: a prepared TFDS builder.
-      split: as for `read_split`.
-
-    Returns:
-      label(i), the name of image i's class, and the names of all classes; None and None where
-      there are no classes.
-    """
     features = builder.info.features
-    if "label" not in features:
-        return None, None
-    feature = features["label"]
-    if not isinstance(feature, tfds.features.ClassLabel):
-        return None, None
-    features = tfds.features.FeaturesDict({"label": feature})
-    records, _, start, _ = _records(builder, split)
 
-    def label(i: int) -> str:
-        name: str = feature.int2str(
-            int(features.deserialize_example_np(records[start + i])["label"])
-        )
-        return name
+    def decoder(feature: str, **decoders: Any) -> Callable[[int], Any]:
+        one = tfds.features.FeaturesDict({feature: features[feature]})
+        return lambda i: one.deserialize_example_np(records[start + i], decoders=decoders)[feature]
 
-    return label, list(feature.names)
+    named = decoder(name_feature) if name_feature else None
+
+    def name(i: int) -> str:
+        if named is not None:
+            with contextlib.suppress(Exception):  # A broken record.
+                return str(named(i).decode())
+        return f"{builder.info.full_name}/{chosen}[{start + i}]"
+
+    # A plain tensor has no encoding to skip, only its shape to restore.
+    is_image = isinstance(features["image"], tfds.features.Image)
+    skip = {"image": tfds.decode.SkipDecoding()} if is_image else {}
+    parts = {"read": decoder("image", **skip), "name": name, "count": stop - start}
+    classes = dict(features.items()).get("label")
+    if isinstance(classes, tfds.features.ClassLabel):
+        number = decoder("label")
+        parts["label"] = lambda i: classes.int2str(int(number(i)))
+        parts["classes"] = list(classes.names)
+    return parts
 
 
 def _records(builder: Any, split: str) -> tuple[Any, str, int, int]:
@@ -125,7 +113,7 @@ def _records(builder: Any, split: str) -> tuple[Any, str, int, int]:
     chosen = held_out if split == "validation" and held_out else "train"
     try:
         # The raw records, because TFDS would decode every feature of an example, and the image
-        # itself by its own rules. `_features` below takes the image's bytes alone.
+        # itself by its own rules: `read_split` takes the image's bytes alone.
         records = builder.as_data_source(
             chosen, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
         )
@@ -144,28 +132,6 @@ def _records(builder: Any, split: str) -> tuple[Any, str, int, int]:
     if stop <= start:
         raise DataError(f"tfds:{label} has no image left for the split {split}")
     return records, chosen, start, stop
-
-
-def _reader(
-    builder: Any, records: Any, label: str, start: int, stop: int, name_features: Sequence[str]
-) -> Reader:
-    image = tfds.features.FeaturesDict({"image": builder.info.features["image"]})
-    names = tfds.features.FeaturesDict({n: builder.info.features[n] for n in name_features})
-    skip = {"image": tfds.decode.SkipDecoding()}
-    if not isinstance(image["image"], tfds.features.Image):
-        skip = {}  # A plain tensor has no encoding to skip, only its shape to restore.
-
-    def read(i: int) -> bytes | np.ndarray:
-        return image.deserialize_example_np(records[start + i], decoders=skip)["image"]
-
-    def name(i: int) -> str:
-        if name_features:
-            with contextlib.suppress(Exception):
-                values = names.deserialize_example_np(records[start + i])
-                return "/".join(values[n].decode() for n in name_features)
-        return f"{label}[{start + i}]"
-
-    return read, name, stop - start
 
 
 def _find(name: str, data_dir: str | None) -> Any:
@@ -189,28 +155,23 @@ def _find(name: str, data_dir: str | None) -> Any:
         raise DataError(f"tfds:{name} cannot be opened: {one_line(_chain(error)[-1])}") from error
 
 
-def _image_feature(builder: Any) -> Any:
-    features = builder.info.features
-    feature = features["image"] if features is not None and "image" in features else None
-    label = builder.info.full_name
-    if feature is None:
-        names = ", ".join(features) if hasattr(features, "keys") else "none"
+def _check_image_feature(builder: Any) -> None:
+    """Raises a DataError unless a feature `image` holds images, or arrays of their shape."""
+    features, label = builder.info.features, builder.info.full_name
+    if features is None or "image" not in features:
+        names = ", ".join(features or ()) or "none"
         raise DataError(f"tfds:{label} has no feature image (its features: {names})")
-    is_image = isinstance(feature, tfds.features.Image) and feature.np_dtype in (
-        np.uint8,
-        np.uint16,
-    )
-    is_array = (
-        type(feature) is tfds.features.Tensor
-        and len(feature.shape) == 3
-        and feature.np_dtype == np.uint8
-    )
-    if not (is_image or is_array):
+    image = features["image"]
+    if isinstance(image, tfds.features.Image):
+        supported = image.np_dtype in (np.uint8, np.uint16)
+    else:
+        is_tensor = type(image) is tfds.features.Tensor and len(image.shape) == 3
+        supported = is_tensor and image.np_dtype == np.uint8
+    if not supported:
         raise DataError(
-            f"the feature image of tfds:{label} is {one_line(ValueError(repr(feature)))}: "
+            f"the feature image of tfds:{label} is {one_line(ValueError(repr(image)))}: "
             "only 8-bit and 16-bit images are supported"
         )
-    return feature
 
 
 def _download_and_prepare(builder: Any, name: str) -> None:
@@ -274,10 +235,8 @@ def _not_prepared(builder: Any, name: str, error: Exception) -> DataError:
 
 def _manual_folder(builder: Any) -> Path:
     """Where TFDS looks for files that were downloaded by hand."""
-    for parent in builder.data_path.parents:
-        if parent.name == builder.name:
-            return Path(parent.parent / "downloads" / "manual")
-    return Path(builder.data_path.parent / "downloads" / "manual")
+    root = Path(builder.data_path).parents[builder.info.full_name.count("/")]
+    return root / "downloads" / "manual"
 
 
 def _by_hand(builder: Any) -> str:
@@ -331,11 +290,10 @@ def _needs_package(name: str, error: ImportError, builder: Any = None) -> DataEr
 
 def _chain(error: BaseException) -> list[BaseException]:
     """`error`, what led to it, and so on to the first."""
-    chain = [error]
-    while (before := _before(chain[-1])) is not None:
+    chain: list[BaseException] = []
+    before: BaseException | None = error
+    while before is not None:
         chain.append(before)
+        hidden = before.__suppress_context__
+        before = before.__cause__ or (None if hidden else before.__context__)
     return chain
-
-
-def _before(error: BaseException) -> BaseException | None:
-    return error.__cause__ or (None if error.__suppress_context__ else error.__context__)

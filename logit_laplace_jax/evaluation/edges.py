@@ -4,7 +4,6 @@ Likelihoods differ most where a picture jumps. Measures for pixels near edges an
 show it; both kinds of mask are bool [..., H, W], true near an edge.
 """
 
-import os
 from collections import defaultdict
 from functools import partial
 from pathlib import Path, PurePath
@@ -16,7 +15,7 @@ import numpy as np
 from jax import Array, lax
 
 from logit_laplace_jax.data.errors import DataError, UnreadableImage
-from logit_laplace_jax.data.folder import EXTENSIONS
+from logit_laplace_jax.data.folder import find_images
 
 THRESHOLD = 20.0
 """Slope, in grey levels a pixel, above which :func:`near_edges` sees an edge.
@@ -116,12 +115,8 @@ class BoundaryMaps:
         if not self.folder.is_dir():
             raise DataError(f"the folder of boundary maps {self.folder} does not exist")
         self._files: defaultdict[str, list[Path]] = defaultdict(list)
-        for directory, subfolders, names in os.walk(self.folder):
-            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-            for name in sorted(names):
-                file = Path(directory, name)
-                if not name.startswith(".") and file.suffix.lower() in EXTENSIONS:
-                    self._files[file.stem].append(file)
+        for file in find_images(str(self.folder))[0]:
+            self._files[PurePath(file).stem].append(self.folder / file)
         if not self._files:
             raise DataError(f"no image in the folder of boundary maps {self.folder}")
 

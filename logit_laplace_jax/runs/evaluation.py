@@ -21,7 +21,7 @@ from logit_laplace_jax.evaluation import baselines, calibration, codebook, edges
 from logit_laplace_jax.likelihoods import Likelihood
 from logit_laplace_jax.runs import directory
 from logit_laplace_jax.runs.errors import RunError
-from logit_laplace_jax.runs.streams import held_out, images_of
+from logit_laplace_jax.runs.streams import held_out, images_of, open_split
 from logit_laplace_jax.training import devices, prior_step
 from logit_laplace_jax.training.config import TrainConfig
 from logit_laplace_jax.training.evaluation import (
@@ -155,7 +155,7 @@ def measures(
 class _WithEdges:
     """Whole images with their boundary maps."""
 
-    def __init__(self, batches: pipeline.WholeBatches, maps: edges.BoundaryMaps):
+    def __init__(self, batches: pipeline.EvalBatches, maps: edges.BoundaryMaps):
         self._batches = batches
         self._maps = maps
 
@@ -220,11 +220,9 @@ def evaluate_run(
     batches: Any
     if whole:
         batches = pipeline.whole_batches(
-            source,
+            open_split(config, source, "validation"),
             multiple=config.model.downsampling,
             batch_size=size,
-            channels=config.model.channels,
-            data_dir=config.data.data_dir,
             limit=limit or config.evaluation.images,
             resize=resize,
         )

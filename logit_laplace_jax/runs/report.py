@@ -12,12 +12,11 @@ import numpy as np
 
 from logit_laplace_jax.data.augment import area_resize
 from logit_laplace_jax.data.errors import DataError
-from logit_laplace_jax.data.sources import open_source
 from logit_laplace_jax.evaluation import baselines, metrics
 from logit_laplace_jax.runs import coding, directory, final_sheet
 from logit_laplace_jax.runs.loop import Run
 from logit_laplace_jax.runs.metrics import read
-from logit_laplace_jax.runs.streams import held_out, images_of, stack_crops, training_crops
+from logit_laplace_jax.runs.streams import held_out, open_split, stack_crops, training_crops
 from logit_laplace_jax.training.evaluation import reconstruct
 
 _WHOLE_IMAGES, _LONGEST_SIDE = 4, 512
@@ -98,12 +97,7 @@ def summary(run: Run) -> list[str]:
 def save_sheet(run: Run, path: Path) -> None:
     """Draws the first held-out images entire, at most 512 pixels long."""
     config = run.config
-    source = open_source(
-        images_of(config, run.source),
-        "validation",
-        data_dir=config.data.data_dir,
-        channels=config.model.channels,
-    )
+    source = open_split(config, run.source, "validation")
     rows: list[tuple[str, coding.Coded]] = []
     for index in range(len(source)):
         try:

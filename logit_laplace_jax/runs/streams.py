@@ -6,12 +6,23 @@ import jax
 import numpy as np
 
 from logit_laplace_jax.data import pipeline
+from logit_laplace_jax.data.sources import Source, Split, open_source
 from logit_laplace_jax.training.config import Config
 
 
 def images_of(config: Config, source: Any = None) -> Any:
     """The caller's own data set, or the configuration's."""
     return config.data.source if source is None else source
+
+
+def open_split(config: Config, source: Any, split: Split) -> Source:
+    """One split of the caller's own data set, or of the configuration's."""
+    return open_source(
+        images_of(config, source),
+        split,
+        data_dir=config.data.data_dir,
+        channels=config.model.channels,
+    )
 
 
 def train_stream(
@@ -26,17 +37,15 @@ def train_stream(
       sharded: give this process's part of each batch; else all of it.
     """
     return pipeline.train_batches(
-        images_of(config, source),
+        open_split(config, source, "train"),
         image_size=config.image_size,
         batch_size=batch_size or config.batch_size,
         seed=config.seed,
-        channels=config.model.channels,
         min_crop=config.data.min_crop,
         max_crop=config.data.max_crop,
         jitter=config.data.jitter,
         augment=config.data.augment,
         classes=config.classes or None,
-        data_dir=config.data.data_dir,
         threads=config.data.threads,
         shard_index=jax.process_index() if sharded else 0,
         shard_count=jax.process_count() if sharded else 1,
@@ -69,11 +78,9 @@ def held_out(
       sharded: give this process's part of each batch; else all of it.
     """
     return pipeline.eval_batches(
-        images_of(config, source),
+        open_split(config, source, "validation"),
         image_size=config.image_size,
         batch_size=batch_size or config.batch_size,
-        channels=config.model.channels,
-        data_dir=config.data.data_dir,
         limit=limit or config.evaluation.images,
         resize=config.evaluation.resize,
         classes=config.classes or None,

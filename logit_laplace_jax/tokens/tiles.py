@@ -6,7 +6,6 @@ import numpy as np
 
 from logit_laplace_jax.data.augment import eval_crop
 from logit_laplace_jax.data.errors import DataError, TooSmallImage
-from logit_laplace_jax.data.images import height_width
 
 Fit = Literal["crop", "pad", "tile"]
 """`crop`: the centre, as large as the model allows, or a square of a given size. `pad`: all of the
@@ -81,7 +80,7 @@ def fit(image: np.ndarray, how: Fit, factor: int, image_size: int | None = None)
         tile (2, 2, 8, 8, 3) (9, 14)
     """
     check_options(how, factor, image_size)
-    height, width = height_width(image)
+    height, width = image.shape[:2]
     if how == "crop" and image_size is not None:
         image = eval_crop(image, image_size)
     elif how == "crop":
@@ -90,7 +89,7 @@ def fit(image: np.ndarray, how: Fit, factor: int, image_size: int | None = None)
         top, left = height % factor // 2, width % factor // 2
         bottom, right = top + height // factor * factor, left + width // factor * factor
         image = image[top:bottom, left:right]
-    size = height_width(image)
+    size = (image.shape[0], image.shape[1])
     multiple = image_size or factor
     padding = [(0, -side % multiple) for side in size]
     padded = np.pad(image, [*padding, (0, 0)], mode="edge")
@@ -111,7 +110,7 @@ def split(image: np.ndarray, tile: tuple[int, int] | None) -> np.ndarray:
         >>> split(np.arange(8).reshape(2, 4), (2, 2))[0, 1].tolist()
         [[2, 3], [6, 7]]
     """
-    height, width = height_width(image)
+    height, width = image.shape[:2]
     h, w = tile or (height, width)
     if height % h or width % w:
         raise DataError(f"tiles of {h} x {w} do not divide {height} x {width}")

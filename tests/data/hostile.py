@@ -46,7 +46,7 @@ def photograph(seed: int = 0) -> Image.Image:
     return Image.fromarray(small).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
 
 
-def encoded(image: Image.Image, kind: str, **options) -> bytes:
+def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     """The file's content."""
     file = io.BytesIO()
     image.save(file, kind, **options)

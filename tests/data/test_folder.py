@@ -12,8 +12,8 @@ from logit_laplace_jax.data import errors, folder, images, sources
 
 
 def listed(path, split):
-    files = folder.list_split(str(path), split)
-    return [files.name(i) for i in range(len(files))]
+    images_of = folder.read_split(str(path), split)
+    return [images_of["name"](i) for i in range(images_of["count"])]
 
 
 def touch(path):
@@ -71,9 +71,9 @@ def test_order_and_split_follow_the_definition(tmp_path):
     found, held_out = by_the_definition(root)
     assert len(held_out) > 2
     for split in ("train", "validation"):
-        files = folder.list_split(str(root), split)
+        part = folder.read_split(str(root), split)
         expected = [pair for pair in found if (pair[0] in held_out) == (split == "validation")]
-        assert [(files.name(i), str(files.path(i))) for i in range(len(files))] == expected
+        assert [(part["name"](i), str(part["read"](i))) for i in range(part["count"])] == expected
 
 
 def test_a_folder_that_cannot_be_read_is_named_and_the_others_are_used(
@@ -139,7 +139,7 @@ def test_image_files_that_cannot_be_read_are_counted_and_named(tmp_path, monkeyp
         touch(tmp_path / name)
     told = "3 image files have formats that cannot be read here (a/c.heic, b.AVIF, raw.NEF)"
     with pytest.raises(errors.DataError) as caught:
-        folder.list_split(str(tmp_path), "train")
+        folder.read_split(str(tmp_path), "train")
     assert str(caught.value).endswith(f"below it; {told}: convert to PNG or JPEG")
     touch(tmp_path / "a.png")
     for number in range(4):
