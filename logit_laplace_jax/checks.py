@@ -105,7 +105,11 @@ def suspect(kind: str, values: Any, described: Callable[[float, float], str | No
       described: of the least and the greatest value, what they look like and what to do; None if
         they are as they should be. NaN among the values makes both NaN.
 
-    >>> suspect("x of a test", np.ones(3), lambda low, high: "they look like ones")  # a warning
+    >>> with warnings.catch_warnings(record=True) as told:
+    ...     warnings.simplefilter("always")
+    ...     suspect("x of an example", np.ones(3), lambda low, high: f"all lie at {low}")
+    >>> str(told[0].message)
+    'all lie at 1.0'
     """
     if _looked.get(kind, 0) >= _LOOKS or _traced(values):
         return

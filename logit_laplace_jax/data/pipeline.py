@@ -139,8 +139,7 @@ def train_batches(
         "labels": int32 [B / shard_count].
 
     Raises:
-        DataError: a wrong option, or, when iterating, no usable
-            image at all.
+        DataError: a wrong option, or, when iterating, no usable image at all.
 
     Example:
         >>> photo = np.arange(60 * 80 * 3, dtype=np.uint8).reshape(60, 80, 3)
@@ -271,10 +270,10 @@ def eval_batches(
         drawn by crop and not by place.
 
     Raises:
-        DataError: a wrong option, or, when iterating, no usable
-            image at all. That last one is not raised by shards of centre crops: none sees all
-            images, and one that raised alone would leave the others waiting. Their masks are then
-            all 0, and it is the sum of the masks over all shards that tells.
+        DataError: a wrong option, or, when iterating, no usable image at all. That last one is not
+            raised by shards of centre crops: none sees all images, and one that raised alone would
+            leave the others waiting. Their masks are then all 0, and it is the sum of the masks
+            over all shards that tells.
 
     Example:
         >>> photo = np.zeros((60, 80, 3), np.uint8)
@@ -354,8 +353,7 @@ def whole_batches(
         for the compiler.
 
     Raises:
-        DataError: a wrong option, or, when iterating, no readable
-            image at all.
+        DataError: a wrong option, or, when iterating, no readable image at all.
 
     Example:
         >>> photos = [np.zeros((8, n, 3), np.uint8) for n in (8, 10, 8)]

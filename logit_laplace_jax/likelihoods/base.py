@@ -149,8 +149,13 @@ class Likelihood(abc.ABC):
         return jnp.zeros_like(split_stats(stats, self.num_stats)[0], bool)
 
     def _level_cdf(self, stats: Array) -> Callable[[Array], Array]:
-        """Of a level, a scalar uint8 below 255: the probability of a value up to it, [..., C]."""
-        raise NotImplementedError
+        """Of a level, a scalar uint8: the probability of a value up to it, [..., C].
+
+        Families override it whose ``bin_cdf`` reads more of the pixels, or whose bins cost less for
+        one level than for all pixels.
+        """
+        shape = split_stats(stats, self.num_stats)[0].shape
+        return lambda level: self._bin_cdf(jnp.broadcast_to(level, shape), stats)[1]
 
     def _mean_and_median(self, stats: Array) -> tuple[Array, Array]:
         cdf = self._level_cdf(stats)

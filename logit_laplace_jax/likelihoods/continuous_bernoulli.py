@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import ClassVar
 
 import jax
@@ -102,14 +101,6 @@ class ContinuousBernoulliLikelihood(base.Likelihood):
         below, above = (255.0 + halves) * (1.0 / 510.0), (255.0 - halves) * (1.0 / 510.0)
         part = self._log_part(-0.5 * above, jnp.where(eta < 0, 0.0, above), below, eta)
         return jnp.where(inside, jnp.exp(part), 0.0)
-
-    def _level_cdf(self, stats: Array) -> Callable[[Array], Array]:
-        eta = self.parameters(stats)
-
-        def cdf(level: Array) -> Array:
-            return self._cdf(pixel_bins.line_bins(level, eta.dtype, closed=True).upper, eta)
-
-        return cdf
 
     def _bin_cdf(self, pixels: Array, stats: Array) -> tuple[Array, Array]:
         eta = self.parameters(stats)
