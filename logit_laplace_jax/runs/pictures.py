@@ -22,23 +22,27 @@ from logit_laplace_jax.training.state import TrainState
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def _decode(params: Any, tokens: Array, config: TrainConfig) -> Array:
-    return config.likelihood.build().reconstruct(stats_of(params, tokens, config))
+def _decode(params: Any, tokens: Array, config: TrainConfig, key: Array | None) -> Array:
+    likelihood, stats = config.likelihood.build(), stats_of(params, tokens, config)
+    return likelihood.reconstruct(stats) if key is None else likelihood.sample(key, stats)
 
 
-def decoded(params: Any, tokens: Array, config: TrainConfig) -> np.ndarray:
-    """The point estimates of images whose tokens are known.
+def decoded(
+    params: Any, tokens: Array, config: TrainConfig, key: Array | None = None
+) -> np.ndarray:
+    """Images whose tokens are known: the point estimate of every pixel, or a draw.
 
     Args:
       params: the dVAE's parameters.
       tokens: int [B, height width] in raster order, for the run's image size.
       config: the dVAE's run.
+      key: draw the pixels, independently given the tokens; None: their point estimates.
 
     Returns:
       float32 [B, H, W, C] in [0, 1].
     """
     grid = config.model.token_grid(config.image_size, config.image_size)
-    return np.asarray(_decode(params, tokens.reshape(-1, *grid), config))
+    return np.asarray(_decode(params, tokens.reshape(-1, *grid), config, key))
 
 
 @dataclasses.dataclass(frozen=True)

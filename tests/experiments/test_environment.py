@@ -50,8 +50,8 @@ JOBS = {
 }
 """A short job of each script, and what it has to leave."""
 
-LONGER = ("flat_regions.py", "sample.py")
-"""These have none that is short: the one trains, the other needs a prior (test_generating)."""
+LONGER = ("flat_regions.py", "sample.py", "realism.py")
+"""These have none that is short: the first trains, the others need a prior (test_generating)."""
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -70,6 +70,17 @@ def test_from_a_dvae_to_sheets_numbers_and_files(here, photographs, tmp_path):
     sheet = np.asarray(Image.open(tmp_path / "lower.png"))
     assert sheet.shape == (8, 28, 3)
 
+    told = ("--num", 8, "--among", 4, "--output", "real")
+    status, out, err, changed = here("realism.py", "prior", "prior", *told)
+    assert status == 0, err
+    assert {"prior/realism.json", "prior/realism.png", "real/realism.md"} <= changed
+    assert {"real/realism.json", "real/spectra.png"} <= changed
+    one, other = json.loads((tmp_path / "real" / "realism.json").read_text())
+    assert one == other  # the same seed draws the same images
+    assert one["images"] == 8
+    refused(here("realism.py", "prior", *told), "exists")
+    refused(here("realism.py", "run"), "run of a dVAE")
+
     status, out, err, _ = here("evaluate.py", "run", "--prior", "prior")
     assert status == 0, err
     numbers = json.loads((tmp_path / "run" / "evaluation.json").read_text())
