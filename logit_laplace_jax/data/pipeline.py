@@ -46,7 +46,7 @@ except ImportError as error:
 
 Batch = dict[str, Any]
 _Row = tuple[np.ndarray, int]
-"""A crop and its label."""
+"""A crop, or an image's tokens, and its label."""
 
 _PREFETCHED = 4
 """So many batches, or single images in evaluation, are decoded ahead at least."""
@@ -149,9 +149,8 @@ def train_batches(
         (4, 16, 16, 3)
         >>> batches.close()
     """
-    _check_at_least(1, image_size=image_size, batch_size=batch_size)
-    _check_at_least(0, threads=threads, jitter=jitter, seed=seed)
-    part = _part(batch_size, shard_index, shard_count)
+    _check_at_least(1, image_size=image_size)
+    _check_at_least(0, jitter=jitter)
     if not 0 < min_crop <= max_crop <= 1:
         raise DataError(
             f"min_crop and max_crop must be in (0, 1] and in order, not {min_crop} and {max_crop}"
@@ -177,24 +176,6 @@ def train_batches(
         skipped.check()
         raise skipped.none_of(f"none of {_MOST_TRIES} images drawn from the {len(source)} of")
 
-    def stacked(rows: Sequence[_Row]) -> Batch:
-        batch = {"pixels": np.stack([pixels for pixels, _ in rows])}
-        if classes is not None:
-            batch["labels"] = np.array([label for _, label in rows], np.int32)
-        return batch
-
-    # Grain wants 32-bit seeds.
-    shuffle_seed, crop_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
-    stream = (
-        grain.MapDataset.range(len(source))
-        .repeat()
-        .map_with_index(_epoch_order(len(source), shuffle_seed))
-        .random_map(crop, seed=crop_seed)
-        # Parts of one batch are consecutive here, so every shard takes each shard_count-th one.
-        .batch(part, drop_remainder=True, batch_fn=stacked)
-    )
-    if shard_count > 1:
-        stream = stream[shard_index::shard_count]
     # The shards are left out: one state fits any number of them.
     options: tuple[Any, ...] = (image_size, batch_size, seed, min_crop)
     # Left out at their defaults: places saved before they existed stay valid.
@@ -202,6 +183,105 @@ def train_batches(
         options += (max_crop, jitter)
     if not augment or classes is not None:
         options += (augment, tuple(classes or ()))
+    return _endless(
+        source,
+        skipped,
+        "pixels",
+        crop,
+        options,
+        batch_size=batch_size,
+        seed=seed,
+        labelled=classes is not None,
+        shard_index=shard_index,
+        shard_count=shard_count,
+        threads=threads,
+    )
+
+
+def token_batches(
+    source: Source,
+    tokens: np.ndarray,
+    *,
+    batch_size: int,
+    seed: int,
+    classes: Sequence[str] | None = None,
+    shard_index: int = 0,
+    shard_count: int = 1,
+    threads: int | None = None,
+) -> TrainBatches:
+    """An endless stream of training batches of images that are tokens already.
+
+    Args:
+        source: tells the images' names and classes; none is read.
+        tokens: int32 [N, L], those of each image.
+        batch_size, seed, classes, shard_index, shard_count, threads: as for `train_batches`.
+
+    Returns:
+        Iterator of {"tokens": int32 [B / shard_count, L]}, with classes also "labels".
+
+    Example:
+        >>> source = Source("demo", "train", read=str, name=str, count=3)
+        >>> batches = token_batches(source, np.zeros((3, 6), np.int32), batch_size=4, seed=0)
+        >>> next(batches)["tokens"].shape
+        (4, 6)
+        >>> batches.close()
+    """
+    label = _labeller(source, classes)
+    return _endless(
+        source,
+        Skipped(source, len(source)),
+        "tokens",
+        lambda index, rng: (tokens[index], label(index)),
+        (zlib.crc32(tokens.tobytes()), batch_size, seed, tuple(classes or ())),
+        batch_size=batch_size,
+        seed=seed,
+        labelled=classes is not None,
+        shard_index=shard_index,
+        shard_count=shard_count,
+        threads=threads,
+    )
+
+
+def _endless(
+    source: Source,
+    skipped: Skipped,
+    name: str,
+    row: Callable[[int, np.random.Generator], _Row],
+    options: tuple[Any, ...],
+    *,
+    batch_size: int,
+    seed: int,
+    labelled: bool,
+    shard_index: int,
+    shard_count: int,
+    threads: int | None,
+) -> TrainBatches:
+    """Rows of a source in an order shuffled every epoch, stacked under a name in the batch.
+
+    `options` are all that decides the stream beside the source.
+    """
+    _check_at_least(1, batch_size=batch_size)
+    _check_at_least(0, threads=threads, seed=seed)
+    part = _part(batch_size, shard_index, shard_count)
+
+    def stacked(rows: Sequence[_Row]) -> Batch:
+        batch = {name: np.stack([values for values, _ in rows])}
+        if labelled:
+            batch["labels"] = np.array([label for _, label in rows], np.int32)
+        return batch
+
+    # Grain wants 32-bit seeds.
+    shuffle_seed, row_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
+    stream = (
+        grain.MapDataset.range(len(source))
+        .repeat()
+        .map_with_index(_epoch_order(len(source), shuffle_seed))
+        .random_map(row, seed=row_seed)
+        # Parts of one batch are consecutive here, so every shard takes each shard_count-th one.
+        .batch(part, drop_remainder=True, batch_fn=stacked)
+    )
+    if shard_count > 1:
+        stream = stream[shard_index::shard_count]
     return TrainBatches(
         source,
         skipped,

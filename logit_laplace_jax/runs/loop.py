@@ -195,7 +195,8 @@ def train(
             if jax.process_count() > 1:
                 # Signals reach processes at different moments; through the step they all learn of
                 # one after the same update.
-                batch = {**batch, "stop": np.full(len(batch["pixels"]), bool(caught), np.float32)}
+                rows = len(next(iter(batch.values())))
+                batch = {**batch, "stop": np.full(rows, bool(caught), np.float32)}
             try:
                 state, metrics = step_function(state, layout.shard(batch), train_key)
             except checkify.JaxRuntimeError as error:  # only with --debug

@@ -15,7 +15,7 @@ from logit_laplace_jax.runs.errors import LESS_MEMORY, RunError
 from logit_laplace_jax.runs.launch import Launch
 from logit_laplace_jax.runs.targets import Target
 from logit_laplace_jax.training import devices
-from logit_laplace_jax.training.config import Config
+from logit_laplace_jax.training.config import Config, PriorTrainConfig
 from logit_laplace_jax.training.devices import Compiled, Layout
 from logit_laplace_jax.training.state import TrainState, create_state, parameter_count
 
@@ -55,8 +55,12 @@ def shapes(config: Config, layout: Layout) -> tuple[TrainState, dict[str, Any]]:
     """A run's state and global batch, as shapes: no memory is taken."""
     state = jax.eval_shape(lambda key: create_state(config, key), jax.random.key(0))
     size = config.image_size
-    sides = (config.batch_size, size, size, config.model.channels)
+    sides: tuple[int, ...] = (config.batch_size, size, size, config.model.channels)
     batch: dict[str, Any] = {"pixels": jax.ShapeDtypeStruct(sides, jnp.uint8)}
+    if isinstance(config, PriorTrainConfig) and config.tokens is not None:
+        batch = {
+            "tokens": jax.ShapeDtypeStruct((config.batch_size, config.prior.length), jnp.int32)
+        }
     if config.classes:
         batch["labels"] = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32)
     if jax.process_count() > 1:

@@ -1,13 +1,16 @@
 """The images of a run: its training crops and its held-out ones, for this process."""
 
+import os
 from typing import Any
 
 import jax
 import numpy as np
 
 from logit_laplace_jax.data import pipeline
+from logit_laplace_jax.data.errors import DataError
 from logit_laplace_jax.data.sources import Source, Split, open_source
-from logit_laplace_jax.training.config import Config
+from logit_laplace_jax.tokens import files
+from logit_laplace_jax.training.config import Config, PriorTrainConfig
 
 
 def images_of(config: Config, source: Any = None) -> Any:
@@ -28,33 +31,79 @@ def open_split(config: Config, source: Any, split: Split) -> Source:
 def train_stream(
     config: Config, source: Any = None, *, batch_size: int | None = None, sharded: bool = False
 ) -> pipeline.TrainBatches:
-    """The configuration's training crops in batches.
+    """The configuration's training crops in batches, or their tokens from a file.
 
     Args:
       config: the run's.
       source: a data set of the caller's own; None: the configuration's.
       batch_size: crops in a batch, over all processes; None: the run's.
       sharded: give this process's part of each batch; else all of it.
+
+    Raises:
+      DataError: the images, or the file of tokens, cannot be used.
     """
+    shared: dict[str, Any] = {
+        "batch_size": batch_size or config.batch_size,
+        "seed": config.seed,
+        "classes": config.classes or None,
+        "threads": config.data.threads,
+        "shard_index": jax.process_index() if sharded else 0,
+        "shard_count": jax.process_count() if sharded else 1,
+    }
+    if isinstance(config, PriorTrainConfig) and config.tokens is not None:
+        return pipeline.token_batches(*_tokens_of_file(config), **shared)
+    return _crop_stream(config, source, shared)
+
+
+def _crop_stream(config: Config, source: Any, shared: dict[str, Any]) -> pipeline.TrainBatches:
     return pipeline.train_batches(
         open_split(config, source, "train"),
         image_size=config.image_size,
-        batch_size=batch_size or config.batch_size,
-        seed=config.seed,
         min_crop=config.data.min_crop,
         max_crop=config.data.max_crop,
         jitter=config.data.jitter,
         augment=config.data.augment,
-        classes=config.classes or None,
-        threads=config.data.threads,
-        shard_index=jax.process_index() if sharded else 0,
-        shard_count=jax.process_count() if sharded else 1,
+        **shared,
     )
+
+
+def token_file(config: PriorTrainConfig) -> files.Tokens:
+    """The file of a prior's training tokens.
+
+    Raises:
+      DataError: it cannot be read, or its grids are not the prior's.
+    """
+    assert config.tokens is not None
+    tokens = files.read(config.tokens)
+    grid = (config.prior.height, config.prior.width)
+    others = {tuple(g) for g in tokens.grids.tolist()} - {grid}
+    if others:
+        rows, columns = min(others)
+        raise DataError(
+            f"{config.tokens} holds grids of {rows} x {columns} tokens, the prior is of "
+            f"{grid[0]} x {grid[1]}: give tokens.py encode --image-size {config.image_size}"
+        )
+    return tokens
+
+
+def _tokens_of_file(config: PriorTrainConfig) -> tuple[Source, np.ndarray]:
+    tokens = token_file(config)
+    source = Source(
+        f"tokens {config.tokens}",
+        "train",
+        read=lambda index: tokens[index],
+        name=lambda index: tokens.names[index],
+        count=len(tokens),
+        # As in folders of images: the name of the folder that an image lay in.
+        label=lambda index: os.path.basename(os.path.dirname(tokens.names[index])),
+    )
+    return source, tokens.flat.reshape(len(tokens), -1).astype(np.int32)
 
 
 def training_crops(config: Config, count: int, source: Any = None) -> np.ndarray:
     """The first crops of the training stream at that batch size: uint8 [count, S, S, C]."""
-    batches = train_stream(config, source, batch_size=count)
+    shared = {"batch_size": count, "seed": config.seed, "threads": config.data.threads}
+    batches = _crop_stream(config, source, shared)
     crops: np.ndarray = next(batches)["pixels"]
     batches.close()
     return crops

@@ -12,8 +12,10 @@ from logit_laplace_jax.evaluation import figures
 from logit_laplace_jax.models.data_init import initial_codebook, normalise_encoder
 from logit_laplace_jax.models.sampling import sample
 from logit_laplace_jax.runs import directory, pictures
-from logit_laplace_jax.runs.streams import training_crops
+from logit_laplace_jax.runs.errors import RunError
+from logit_laplace_jax.runs.streams import token_file, training_crops
 from logit_laplace_jax.runs.warm_start import started_from
+from logit_laplace_jax.tokens.tokenizer import Tokenizer
 from logit_laplace_jax.training import prior_step, step
 from logit_laplace_jax.training.config import Config, PriorTrainConfig, TrainConfig
 from logit_laplace_jax.training.devices import Layout
@@ -126,6 +128,15 @@ class PriorTask:
         config = self._config
         dvae = directory.load(config.run, config.checkpoint)
         lines = [f"tokens    of {config.run}, step {int(dvae.step)}"]
+        if config.tokens is not None:
+            tokens = token_file(config)
+            own = Tokenizer(config.model, dvae.ema_params, config.dvae.likelihood.eps).fingerprint
+            if tokens.metadata.get("model") != own:
+                raise RunError(
+                    f"{config.tokens} holds tokens of model {tokens.metadata.get('model')}, but "
+                    f"{config.run} is model {own}: encode the images with this run"
+                )
+            lines += [f"tokens    {len(tokens)} images in {config.tokens}"]
         return state.replace(frozen=jax.tree.map(jnp.asarray, dvae.ema_params)), lines
 
     def describe(self) -> str:  # noqa: D102

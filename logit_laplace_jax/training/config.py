@@ -335,6 +335,9 @@ class PriorTrainOptions(RunConfig):
     optimizer: OptimizerConfig = OptimizerConfig(b2=0.98, weight_decay=1e-2, ema_decay=0.99)
     checkpoint: str = "latest"
     """Which of the dVAE's checkpoints: latest, best or a number of updates."""
+    tokens: str | None = None
+    """File of the training images' tokens, made by tokens.py encode with the same dVAE; default:
+    made in every update from augmented images. Held-out images are --data's either way."""
     conditional: bool = False
     """Learn the tokens given a class: the folder that an image lies in, or TFDS's label."""
     prior: PriorConfig = PriorConfig()
@@ -401,6 +404,7 @@ FOLLOWS = {
 _MAY_CHANGE = {
     "run_dir",
     "run",
+    "tokens",
     "steps",
     "parallel",
     "fsdp",

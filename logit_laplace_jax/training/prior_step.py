@@ -1,7 +1,7 @@
 """A prior's objective, update and evaluation: pure functions of state, batch and key.
 
 The objective is the mean negative log probability of an image's tokens, in nats per token. The
-tokens are the hard codes that the frozen dVAE gives the images of the batch.
+tokens are the hard codes that the frozen dVAE gives the images of the batch, or gave them before.
 """
 
 import math
@@ -46,14 +46,12 @@ def _loss(
     shared: None,
 ) -> tuple[Array, Metrics]:
     config = cast(PriorTrainConfig, state.config)
-    tokens = token_rows(state.frozen, batch["pixels"], config)
+    tokens = batch.get("tokens")
+    if tokens is None:
+        tokens = token_rows(state.frozen, batch["pixels"], config)
     loss = -log_prob(params, tokens, batch, config).mean()
     check(lambda: jnp.isfinite(loss), "the loss is not finite")
     return loss, {}
-
-
-TOKENS = Objective(("pixels", "labels"), _loss)
-"""The tokens' negative log probability."""
 
 
 def train_step(
@@ -64,12 +62,14 @@ def train_step(
     shards: int = 1,
     gather: Callable[[Any], Any] = lambda params: params,
 ) -> tuple[TrainState, Metrics]:
-    """One update of a prior by :data:`TOKENS`; see `update`.
+    """One update of a prior by its tokens' negative log probability; see `update`.
 
-    The batch is ``{"pixels": uint8 [B, H, W, C]}``, of a conditional prior with ``"labels"``
-    int32 [B].
+    The batch is ``{"pixels": uint8 [B, H, W, C]}``, or ``{"tokens": int32 [B, height width]}`` made
+    before; of a conditional prior with ``"labels"`` int32 [B].
     """
-    return update(TOKENS, state, batch, key, axis_name, shards, gather)
+    given = "tokens" if "tokens" in batch else "pixels"
+    objective = Objective((given, "labels"), _loss)
+    return update(objective, state, batch, key, axis_name, shards, gather)
 
 
 def eval_step(

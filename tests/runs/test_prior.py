@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import tiny
 
+from logit_laplace_jax.data.all_images import open_images
 from logit_laplace_jax.data.errors import DataError
 from logit_laplace_jax.data.sources import open_source
 from logit_laplace_jax.models.prior_config import PriorConfig
-from logit_laplace_jax.runs import directory, loop, metrics, pictures
+from logit_laplace_jax.runs import directory, loop, metrics, pictures, tokenizers
 from logit_laplace_jax.runs.errors import RunError
+from logit_laplace_jax.tokens import files, jobs
 from logit_laplace_jax.training import devices, prior_step
 from logit_laplace_jax.training.config import PriorTrainConfig, from_dict, to_dict
 from logit_laplace_jax.training.schedules import Schedule
@@ -40,7 +42,10 @@ def classes(paint, tmp_path_factory):
 def dvae(classes, tmp_path_factory):
     """A dVAE of one update."""
     folder = tmp_path_factory.mktemp("dvae") / "run"
-    config = tiny.run_config(classes, run_dir=str(folder), steps=1, evaluation__every=0)
+    # Normalised on data, so that images differ in their tokens.
+    config = tiny.run_config(
+        classes, run_dir=str(folder), steps=1, evaluation__every=0, init="data"
+    )
     loop.train(config, say=lambda line: None)
     return folder
 
@@ -164,6 +169,54 @@ def test_one_device_and_four_agree(dvae):
             lambda a, b: np.testing.assert_allclose(a, b, atol=2.1e-2), found["single"], found[mode]
         )
         assert found["single"][1] == pytest.approx(found[mode][1], rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def token_file(dvae, classes, tmp_path_factory):
+    """The training images' tokens, as tokens.py writes them."""
+    path = tmp_path_factory.mktemp("tokens") / "train.npz"
+    images = open_images([str(classes)], which="train")
+    jobs.encode(tokenizers.tokenizer_of_run(dvae), images, path, how="crop", image_size=8)
+    tokens = files.read(path)
+    assert len({tokens[i].tobytes() for i in range(4)}) == 2  # the two of each class
+    return path
+
+
+def test_tokens_from_a_file_train_the_same_as_their_images(dvae, token_file, tmp_path):
+    config = config_of(dvae, steps=2)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, augment=False))
+    found = []
+    for name, tokens in (("images", None), ("file", str(token_file))):
+        run, said = train(dataclasses.replace(config, tokens=tokens), tmp_path / name)
+        found.append((run.state.params, rows_of(tmp_path / name / "prior")))
+    assert any("4 images in" in line for line in said)
+    # The same tokens, in the same order, under the same labels.
+    assert_same_bits(*(params for params, _ in found))
+    assert found[0][1] == found[1][1]
+
+    # Resumed, wherever the file is by now; but not with other tokens.
+    moved = tmp_path / "moved.npz"
+    moved.write_bytes(token_file.read_bytes())
+    stated = dataclasses.replace(config.resolved(), tokens=str(moved), steps=3)
+    _, said = train(stated, tmp_path / "file")
+    assert any("resuming" in line for line in said)
+    with pytest.raises(DataError, match="start a new run"):
+        train(dataclasses.replace(stated, tokens=None, steps=4), tmp_path / "file")
+
+
+def test_tokens_that_are_not_the_runs_are_refused(dvae, token_file, tmp_path):
+    tokens = files.read(token_file)
+    other = tmp_path / "other.npz"
+    files.write(other, [tokens], tokens.metadata | {"model": "0123456789abcdef"})
+    with pytest.raises(RunError, match="tokens of model 0123456789abcdef"):
+        train(config_of(dvae, tokens=str(other)), tmp_path / "a")
+    small = files.from_grids([tokens[0][:2]], [(4, 8)], ["cat/a.png"], tokens.metadata)
+    files.write(tmp_path / "small.npz", [small], tokens.metadata)
+    with pytest.raises(DataError, match="grids of 2 x 4 tokens, the prior is of 4 x 4"):
+        train(config_of(dvae, tokens=str(tmp_path / "small.npz")), tmp_path / "b")
+    with pytest.raises(DataError, match="does not exist"):
+        train(config_of(dvae, tokens="nowhere.npz"), tmp_path / "c")
+    assert not (tmp_path / "c" / "prior").exists()
 
 
 def test_tokens_of_known_entropy_are_learned_to_it(dvae, monkeypatch):
