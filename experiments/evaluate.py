@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).parent))  # PYTHONSAFEPATH leaves it out
 
@@ -27,6 +28,11 @@ class Options:
     """Held-out images: photos, folder:PATH or tfds:NAME; default: what the run was trained on."""
     json: Path | None = None
     """Also write the numbers of all runs to this file; it must not exist."""
+    split: Literal["validation", "train", "all"] = "validation"
+    """Which of the images: of a folder without the folders train and val, all of them with all."""
+    codecs: bool = False
+    """Also what other codecs make of the images: k-means with as many codes, trained on the run's
+    crops; JPEG at the rate of the tokens; PNG and WebP without loss."""
     whole: bool = False
     """Evaluate whole images of any size, padded where needed (padding never counts), not crops."""
     resize: float | None = None
@@ -94,6 +100,8 @@ def main(args: list[str]) -> None:
                 batch_size=options.batch_size,
                 checkpoint=options.checkpoint,
                 prior=options.prior,
+                split=options.split,
+                codecs=options.codecs,
             )
         seconds = time.perf_counter() - started
         results[str(folder)] = values

@@ -147,6 +147,45 @@ def _assemble(patches: np.ndarray, shape: tuple[int, ...], f: int) -> np.ndarray
     return grid.transpose(0, 1, 3, 2, 4, 5).reshape(shape)
 
 
+def jpeg(image: np.ndarray, bits_per_pixel: float) -> tuple[np.ndarray, float]:
+    """An image through JPEG, at the best quality whose file is small enough.
+
+    Args:
+      image: uint8 [H, W, C], C 1 or 3.
+      bits_per_pixel: of the file at most, header included; where the poorest quality takes more,
+        that one is given.
+
+    Returns:
+      The decoded image, uint8 [H, W, C], and the bits per pixel that its file takes.
+
+    Example:
+      >>> decoded, rate = jpeg(np.full((64, 64, 3), 7, np.uint8), 2.0)
+      >>> decoded.shape, rate <= 2.0
+      ((64, 64, 3), True)
+    """
+    from PIL import Image
+
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    height, width = image.shape[:2]
+
+    def encoded(quality: int) -> io.BytesIO:
+        file = io.BytesIO()
+        picture.save(file, format="JPEG", quality=quality, optimize=True)
+        return file
+
+    low, high = 1, 95  # Pillow's range; sizes rise with quality
+    while low < high:
+        middle = (low + high + 1) // 2
+        if 8.0 * encoded(middle).tell() / (height * width) <= bits_per_pixel:
+            low = middle
+        else:
+            high = middle - 1
+    file = encoded(low)
+    rate = 8.0 * file.tell() / (height * width)
+    decoded = np.asarray(Image.open(file)).reshape(image.shape)
+    return decoded, rate
+
+
 def lossless(images: Iterable[Images]) -> dict[str, float]:
     """Bits per value of images as files of their own, headers included: PNG and lossless WebP.
 

@@ -17,9 +17,11 @@ import numpy as np
 from jax import Array
 
 from logit_laplace_jax.data import pipeline
+from logit_laplace_jax.data.all_images import Which, open_images
 from logit_laplace_jax.evaluation import baselines, calibration, codebook, edges, metrics
 from logit_laplace_jax.likelihoods import Likelihood
 from logit_laplace_jax.runs import directory
+from logit_laplace_jax.runs.codecs import beside
 from logit_laplace_jax.runs.errors import RunError
 from logit_laplace_jax.runs.streams import held_out, images_of, open_split
 from logit_laplace_jax.training import devices, prior_step
@@ -179,6 +181,8 @@ def evaluate_run(
     batch_size: int | None = None,
     checkpoint: str = "latest",
     prior: str | Path | None = None,
+    split: Which = "validation",
+    codecs: bool = False,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Evaluates a checkpoint of a run in full.
 
@@ -194,6 +198,8 @@ def evaluate_run(
       batch_size: images at a time, over all devices; None: the run's; 1 for whole images.
       checkpoint: latest, best or a number of updates (see :func:`directory.load`).
       prior: run directory of a prior over the run's tokens; crops only.
+      split: which of the images of a source that is named: train, validation or all.
+      codecs: also what k-means, JPEG, PNG and WebP make of the images (:func:`codecs.beside`).
 
     Returns:
       The numbers (:func:`measures`, with ``step``, ``likelihood`` and ``data``), and pictures of
@@ -214,6 +220,11 @@ def evaluate_run(
     state = directory.load(folder, checkpoint)
     config = state.config
     source = images_of(config, source)
+    data = source if isinstance(source, str) else type(source).__name__
+    if split != "validation":
+        source = open_images(
+            [source], which=split, data_dir=config.data.data_dir, channels=config.model.channels
+        )
     size = batch_size or (jax.device_count() if whole else config.batch_size)
     divides = size % jax.device_count() == 0
     layout = devices.choose("auto" if divides else "single", size)
@@ -236,15 +247,24 @@ def evaluate_run(
     head = {
         "step": int(state.step),
         "likelihood": config.likelihood.name,
-        "data": source if isinstance(source, str) else type(source).__name__,
+        "data": data,
     }
+    if codecs:
+        result |= beside(config, _images(batches))
     if prior is not None:
         result |= _under_prior(Path(prior), state, source, layout, size, limit)
         result["bpd_prior"] = result["bpd_hard_pixels"] + result["bpd_prior_codes"]
         result["bpd_uniform"] = result["bpd_hard"]
-        files = baselines.lossless(row for b in batches for row in b["pixels"][b["mask"] > 0])
+        files = baselines.lossless(_images(batches))
         result |= {f"bpd_{kind}": bits for kind, bits in files.items()}
     return head | result, _pictures(state, batches, key, result)
+
+
+def _images(batches: Any) -> Iterator[np.ndarray]:
+    """The images of masked batches, without padding: uint8 [h, w, C] each."""
+    for batch in batches:
+        height, width = batch.get("size", batch["pixels"].shape[1:3])
+        yield from batch["pixels"][batch["mask"] > 0, :height, :width]
 
 
 def _under_prior(

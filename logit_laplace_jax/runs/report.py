@@ -13,10 +13,10 @@ import numpy as np
 from logit_laplace_jax.data.augment import area_resize
 from logit_laplace_jax.data.errors import DataError
 from logit_laplace_jax.evaluation import baselines, metrics
-from logit_laplace_jax.runs import coding, directory, final_sheet
+from logit_laplace_jax.runs import codecs, coding, directory, final_sheet
 from logit_laplace_jax.runs.loop import Run
 from logit_laplace_jax.runs.metrics import read
-from logit_laplace_jax.runs.streams import held_out, open_split, stack_crops, training_crops
+from logit_laplace_jax.runs.streams import held_out, open_split, stack_crops
 from logit_laplace_jax.training.evaluation import reconstruct
 
 _WHOLE_IMAGES, _LONGEST_SIDE = 4, 512
@@ -24,9 +24,6 @@ _WHOLE_IMAGES, _LONGEST_SIDE = 4, 512
 
 _BASELINE_CROPS, _BASELINE_VALUES = 2_048, 10_000_000
 """The table is of at most so many crops and values: its arrays are many, and k-means is slow."""
-
-_PATCHES_PER_CODE, _MOST_TRAINING_CROPS = 64, 8_192
-"""What k-means learns from; where that takes more crops, it is left out."""
 
 _PART_VALUES = 2_000_000
 
@@ -169,12 +166,8 @@ def compare(run: Run) -> tuple[list[str], dict[str, Any]]:
         ("constant", "constant colour of each crop", baselines.constant_colour(crops), None, ""),
         ("pooled", f"pooled {factor} x {factor}", baselines.pooled(crops, factor), None, free),
     ]
-    # Of the crops that the model is trained on; k-means wants some dozens of patches per code.
-    patches = _PATCHES_PER_CODE * codes
-    wanted = max(64, -(-patches // (config.image_size // factor) ** 2))
-    if trainable := wanted <= _MOST_TRAINING_CROPS:
-        training = training_crops(config, wanted, run.source)
-        quantiser = baselines.fit_quantiser(training, factor, codes, config.seed, sample=patches)
+    quantiser = codecs.quantiser(config, run.source)
+    if quantiser is not None:
         label, length = f"k-means patches, {codes} codes", quantiser.bits_per_dim(crops).mean()
         rows.append(("kmeans", label, quantiser.reconstruct(crops), float(length), budget))
     originals = jnp.asarray(crops / 255.0)
@@ -189,6 +182,6 @@ def compare(run: Run) -> tuple[list[str], dict[str, Any]]:
             values[f"bpd_{name}"] = bits
             shown = f"{bits:.3f}"
         lines.append(f"  {label:<32} {decibels:6.2f} dB  {shown:>8}  {note}".rstrip())
-    if not trainable:
+    if quantiser is None:
         lines.append(f"  k-means left out: {codes} codes are too many for so few patches per crop")
     return lines, values

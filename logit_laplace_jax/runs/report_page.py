@@ -56,8 +56,21 @@ _SECTIONS = (
             ("codes", "bits/token", "bits_per_token -", ".4f"),
             ("codes", "bits/dim", "bpd_prior_codes bpd_uniform_codes", ".4f"),
             ("codes and pixels", "bits/dim", "bpd_prior bpd_uniform", ".4f"),
-            ("PNG | WebP, a file each", "bits/dim", "bpd_png bpd_webp", ".4f"),
         ),
+    ),
+    (
+        "other codecs",
+        "k-means JPEG",
+        (
+            ("PSNR", "dB", "psnr_kmeans psnr_jpeg", ".2f"),
+            ("at a rate of", "bits/pixel", "rate_tokens rate_jpeg", ".3f"),
+            ("without loss, in all", "bits/dim", "bpd_kmeans -", ".4f"),
+        ),
+    ),
+    (
+        "files without loss",
+        "PNG WebP",
+        (("one per image", "bits/dim", "bpd_png bpd_webp", ".4f"),),
     ),
     (
         "distortion",

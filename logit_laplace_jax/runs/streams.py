@@ -19,7 +19,9 @@ def images_of(config: Config, source: Any = None) -> Any:
 
 
 def open_split(config: Config, source: Any, split: Split) -> Source:
-    """One split of the caller's own data set, or of the configuration's."""
+    """One split of the caller's own data set, or of the configuration's; an open one stays so."""
+    if isinstance(source, Source):
+        return source
     return open_source(
         images_of(config, source),
         split,

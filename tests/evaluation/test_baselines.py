@@ -98,3 +98,21 @@ def test_vector_quantisation_uses_no_more_codes_and_repeats_itself():
     assert np.mean((more - batch / 255) ** 2) < np.mean((coded - batch / 255) ** 2)
     with pytest.raises(ValueError, match="128 training patches cannot give 129 codes"):
         baselines.fit_quantiser(train, 2, 129, seed=0)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jpeg_takes_the_best_quality_that_fits(channels):
+    ramp = np.linspace(0, 255, 64)
+    image = (0.5 * ramp[:, None, None] + 0.4 * ramp[:, None]).repeat(channels, -1)
+    image = (image + images(64, 64, channels) * 0.1).astype(np.uint8)
+    errors = []
+    for rate in (1.5, 2.5, 4.0):
+        decoded, taken = baselines.jpeg(image, rate)
+        assert decoded.shape == image.shape
+        assert 0.7 * rate < taken <= rate  # the next quality is less than 30 % larger
+        errors.append(np.square(decoded.astype(float) - image).mean())
+    assert errors == sorted(errors, reverse=True)
+    # The header alone takes more: the poorest quality.
+    decoded, taken = baselines.jpeg(image, 0.01)
+    assert 0.01 < taken < 1.5
+    assert np.square(decoded.astype(float) - image).mean() > errors[0]

@@ -108,7 +108,7 @@ HELP = {
         learning-rate.shape optimizer.ema-decay model.vocab-size fsdp devices accumulate precision
         data.threads init-from freeze distributed coordinator num-processes process-id dry-run
         simulate topology memory-report profile""",
-    "evaluate.py": "data json whole resize edges limit batch-size checkpoint",
+    "evaluate.py": "data split codecs json whole resize edges limit batch-size checkpoint",
     "reconstruct.py": "longest-side output enlarge checkpoint",
 }
 
@@ -343,14 +343,20 @@ def test_evaluate_whole_images_with_boundary_maps(here, reference, tmp_path):
         boundary[:, width // 2] = 255
         Image.fromarray(boundary).save(tmp_path / "maps" / f"{name}.png")
     data = f"--data=folder:{tmp_path / 'images'}"
-    options = ["--whole", data, "--limit", "4", "--json", "whole.json"]
+    options = ["--whole", data, "--split", "all", "--codecs", "--json", "whole.json"]
     status, out, err, _ = here("evaluate.py", reference[0], *options, "--edges", "maps")
     assert status == 0, err
     values = json.loads((tmp_path / "whole.json").read_text())[str(reference[0])]
-    # Which of the two is held out is the folder's choice; five columns are near the line.
-    assert values["edge_share"] in (pytest.approx(5 / 17), pytest.approx(5 / 16))
+    assert values["images"] == 2
+    # Five columns are near the line.
+    assert values["edge_share"] == pytest.approx((5 * 12 + 5 * 16) / (17 * 12 + 16 * 16))
     assert 0 < values["bpd_hard"] < 100
     assert "near edges" in out
+    # Noise: no code makes it shorter, and JPEG's header alone takes more than the tokens' rate.
+    assert 8 < values["bpd_png"] < values["rate_jpeg"]
+    assert values["rate_tokens"] < 1 < values["rate_jpeg"]
+    assert {"psnr_kmeans", "bpd_kmeans", "psnr_jpeg"} <= values.keys()
+    assert "k-means" in out
 
 
 @pytest.mark.parametrize(

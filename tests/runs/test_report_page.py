@@ -27,7 +27,8 @@ def everything():
     names += ["nll_hard", "nll_relaxed", "elbo_hard", "elbo_relaxed", "kl", "psnr_relaxed"]
     names += ["pit_tv", "pit_ks", "pit_mean_shift", "pit_variance_ratio", "optimal_scale", "psnr"]
     names += ["bits_per_token", "bpd_prior_codes", "bpd_uniform_codes", "bpd_prior", "bpd_uniform"]
-    names += ["bpd_png", "bpd_webp"]
+    names += ["bpd_png", "bpd_webp", "psnr_kmeans", "bpd_kmeans", "psnr_jpeg"]
+    names += ["rate_tokens", "rate_jpeg"]
     names += [f"{name}_{place}" for name in ("bpd", "psnr", "mae") for place in ("edges", "flat")]
     results = {name: 1.2345 + 1.0101 * i for i, name in enumerate(names)}
     return {
@@ -89,7 +90,7 @@ def many_codes():
 def test_the_table_has_every_number():
     results = everything()
     table = report_page.table(results)
-    decimals = {"psnr": 2, "mae": 2}
+    decimals = {"psnr": 2, "mae": 2, "rate": 3}
     for name, value in results.items():
         if isinstance(value, list):
             continue
