@@ -87,19 +87,22 @@ def pixel_pit(
     return _pixel_pit(pixel_map.as_uint8(pixels), loc, log_scale, eps, key)
 
 
-def _prepared(
-    pixels: Array, loc: ArrayLike, log_scale: ArrayLike, eps: float
-) -> tuple[pixel_bins.Bins, Array, Array]:
-    """The pixels' bins, μ and ln b, broadcast; in the precision of ``map_pixels`` at least."""
+def _prepared(pixels: Array, loc: ArrayLike, log_scale: ArrayLike) -> tuple[Array, Array, Array]:
+    """The pixels as numbers, μ and ln b, broadcast; in the precision of ``map_pixels`` at least."""
     levels = jnp.asarray(pixels).astype(jnp.result_type(float))
     levels, loc, log_scale = distribution.broadcast(pixels=levels, loc=loc, log_scale=log_scale)
     distribution.debug_parameters(loc, log_scale)
-    return pixel_bins.logit_bins(levels, levels.dtype, eps), loc, log_scale
+    return levels, loc, log_scale
 
 
 @partial(jit, static_argnames=("eps",))
 def _pixel_log_prob(pixels: Array, loc: ArrayLike, log_scale: ArrayLike, eps: float) -> Array:
-    bins, loc, log_scale = _prepared(pixels, loc, log_scale, eps)
+    arguments = _prepared(pixels, loc, log_scale)
+    return elementary.one_pass(partial(_log_mass, eps), elementary.GPUS, *arguments)
+
+
+def _log_mass(eps: float, levels: Array, loc: Array, log_scale: Array) -> Array:
+    bins = pixel_bins.logit_bins(levels, levels.dtype, eps)
     return Laplace.log_interval(
         elementary.scaled(bins.lower - loc, log_scale),
         elementary.scaled(bins.upper - loc, log_scale),
@@ -114,7 +117,8 @@ def _pixel_log_prob(pixels: Array, loc: ArrayLike, log_scale: ArrayLike, eps: fl
 def _pixel_pit(
     pixels: Array, loc: ArrayLike, log_scale: ArrayLike, eps: float, key: Array | None
 ) -> Array:
-    bins, loc, log_scale = _prepared(pixels, loc, log_scale, eps)
+    levels, loc, log_scale = _prepared(pixels, loc, log_scale)
+    bins = pixel_bins.logit_bins(levels, levels.dtype, eps)
     low, high = (
         Laplace.cdf(elementary.scaled(end - loc, log_scale)) for end in (bins.lower, bins.upper)
     )

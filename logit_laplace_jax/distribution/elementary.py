@@ -202,31 +202,68 @@ def weighted_tangents(partials: list[Any], tangents: tuple[Any, ...], like: Arra
     return total
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def one_pass(function: Callable[..., Array], *arguments: Array) -> Array:
+GPUS = ("cuda", "rocm")
+ACCELERATORS = (*GPUS, "tpu")
+
+
+def apart(platforms: tuple[str, ...], number: int, *arrays: Array) -> tuple[Array, ...]:
+    """The same values, which the compilers of some platforms do not know to be the same.
+
+    What a derivative shares with its value, or with another derivative, XLA may compute once, write
+    to memory and read again, for twice the ideal traffic and more. Computed from arguments of its
+    own each fuses into its end, and the ends into one kernel that reads the arguments once: more
+    arithmetic, where memory is what takes the time.
+
+    Args:
+      platforms: those for which it is so.
+      number: 1, 2, ...; copies of one number are known to be the same.
+      *arrays: floating point.
+    """
+
+    def alike(*arrays: Array) -> tuple[Array, ...]:
+        return arrays
+
+    def hidden(*arrays: Array) -> tuple[Array, ...]:
+        return tuple(jnp.where(x != x, (1 + number) * x, x) for x in arrays)  # NaN both ways
+
+    copies: tuple[Array, ...] = lax.platform_dependent(
+        *arrays, default=alike, **dict.fromkeys(platforms, hidden)
+    )
+    return copies
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def one_pass(
+    function: Callable[..., Array], platforms: tuple[str, ...], *arguments: Array
+) -> Array:
     """``function(*arguments)``, elementwise, with its partial derivatives beside the value.
 
-    Reverse mode through many operations becomes several passes over the arrays on a TPU (for the
-    logit-normal loss two and copies between them); a tangent that is linear in the arguments', with
-    coefficients from a forward derivative, becomes one.
+    Reverse mode through many operations becomes several passes over the arrays; a tangent that is
+    linear in the arguments', with coefficients from forward derivatives, each :func:`apart` on the
+    given platforms, becomes one.
 
-    >>> jax.grad(lambda v: one_pass(lambda a: a * a, v))(3.0)
+    >>> jax.grad(lambda v: one_pass(lambda a: a * a, ACCELERATORS, v))(3.0)
     Array(6., dtype=float32, weak_type=True)
     """
     return function(*arguments)
 
 
 def _one_pass_jvp(
-    function: Callable[..., Array], primals: tuple[Array, ...], tangents: tuple[Any, ...]
+    function: Callable[..., Array],
+    platforms: tuple[str, ...],
+    primals: tuple[Array, ...],
+    tangents: tuple[Any, ...],
 ) -> tuple[Array, Array]:
     def derivative(i: int) -> Array:
-        def of_one(v: Array) -> Array:
-            return function(*primals[:i], v, *primals[i + 1 :])
+        own = apart(platforms, 1 + i, *primals)
 
-        found: Array = jax.jvp(of_one, (primals[i],), (jnp.ones_like(primals[i]),))[1]
+        def of_one(v: Array) -> Array:
+            return function(*own[:i], v, *own[i + 1 :])
+
+        found: Array = jax.jvp(of_one, (own[i],), (jnp.ones_like(own[i]),))[1]
         return found
 
-    value = one_pass(function, *primals)
+    value = one_pass(function, platforms, *primals)
     partials = [partial(derivative, i) for i in range(len(primals))]
     return value, weighted_tangents(partials, tangents, value)
 

@@ -67,12 +67,8 @@ class ContinuousBernoulliLikelihood(base.Likelihood):
 
     def _loss(self, pixels: Array, stats: Array, noise: Array | None) -> Array:
         eta = self.parameters(stats)
-        small, safe, h, log_h = _two_sides(eta)
         halves = pixel_bins.half_levels(pixels, noise, eta.dtype)
-        centred = _log_sinhc(0.5 * safe) - safe * (halves * (1.0 / 510.0))
-        distance = jnp.where(eta < 0, 255.0 + halves, 255.0 - halves) * (1.0 / 510.0)
-        steep = h * distance - log_h + elementary.log1m_exp(h, log_h)
-        return jnp.where(small, centred, steep)
+        return elementary.one_pass(_nll, elementary.ACCELERATORS, halves, eta)
 
     def _log_part(self, middle: Array, distance: Array, width: Array, eta: Array) -> Array:
         """Log probability of a part of [0, 1].
@@ -133,6 +129,14 @@ class ContinuousBernoulliLikelihood(base.Likelihood):
             small, share * (1.0 - 0.5 * h * (1.0 - share)), jnp.log1p(q / (1.0 - q)) / safe
         )
         return jnp.clip(jnp.where(eta < 0, distance, 1.0 - distance), 0.0, 1.0)
+
+
+def _nll(halves: Array, eta: Array) -> Array:
+    small, safe, h, log_h = _two_sides(eta)
+    centred = _log_sinhc(0.5 * safe) - safe * (halves * (1.0 / 510.0))
+    distance = jnp.where(eta < 0, 255.0 + halves, 255.0 - halves) * (1.0 / 510.0)
+    steep = h * distance - log_h + elementary.log1m_exp(h, log_h)
+    return jnp.where(small, centred, steep)
 
 
 def _two_sides(eta: Array) -> tuple[Array, Array, Array, Array]:

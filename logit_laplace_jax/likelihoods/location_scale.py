@@ -195,7 +195,8 @@ class LocationScale(base.Likelihood):
 
     def _loss(self, pixels: Array, stats: Array, noise: Array | None) -> Array:
         loc, log_scale = self.parameters(stats, pixels, noise)
-        return self._nll(self._target(pixels, noise, loc), loc, log_scale)
+        t = self._target(pixels, noise, loc)
+        return elementary.one_pass(self._nll, elementary.ACCELERATORS, t, loc, log_scale)
 
     def _log_mass(self, pixels: Array, stats: Array) -> Array:
         loc, log_scale = self.parameters(stats, pixels)

@@ -30,7 +30,8 @@ class LogitNormalLikelihood(location_scale.LogitLocationScale):
 
     def _loss(self, pixels: Array, stats: Array, noise: Array | None) -> Array:
         loc, log_scale = self.parameters(stats, pixels, noise)
-        return elementary.one_pass(self._nll_at, self._mapped(pixels, noise, loc), loc, log_scale)
+        x = self._mapped(pixels, noise, loc)
+        return elementary.one_pass(self._nll_at, elementary.ACCELERATORS, x, loc, log_scale)
 
     def _nll_at(self, x: Array, loc: Array, log_scale: Array) -> Array:
         """Negative log density of the mapped pixel x."""

@@ -124,7 +124,8 @@ def devices(name: str, shape: str) -> list[jax.Device]:
     else:
         _accept_cuda_for_gpu()
         each = math.gcd(sides[0], target.host[0])
-        described, options = f"1x{sides[0] // each}x{each}", {"target_config": _H100}
+        described = ""  # the plug-in reads the shape from an option
+        options = {"topology": f"1x{sides[0] // each}x{each}", "target_config": _H100}
     try:
         topology = topologies.get_topology_desc(described, target.platform, **options)
     except Exception as error:  # the plug-ins raise errors of their own
