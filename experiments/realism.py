@@ -26,7 +26,7 @@ class Options:
     """Directories of priors that train_prior.py wrote."""
     output: Path | None = None
     """Folder, made anew, for realism.json, realism.md and spectra.png of all of them."""
-    num: int = 1_024
+    num: int = 2_048
     """Images that are drawn, and held-out images they are compared with, at most."""
     among: int = 8_192
     """Training images among which the nearest to each draw is looked for."""

@@ -71,8 +71,8 @@ def sliced_wasserstein(
 
     Returns:
       A distance per level from fine to coarse, in standard deviations of the real patches' values;
-      0 for equal distributions, up to the noise of a finite number: compare with another set of
-      real images.
+      0 for equal distributions, up to the noise of a finite number, which is not nothing (0.02 on
+      average for 1,024 images of CIFAR-10): compare with that of another set of real images.
 
     >>> x = np.random.default_rng(0).random((8, 16, 16, 1))
     >>> sliced_wasserstein(x, x + 1.0, np.random.default_rng(1))[-1] > 1.0

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from logit_laplace_jax.data.sources import Source
 from logit_laplace_jax.evaluation import figures, realism
 from logit_laplace_jax.runs import directory, pictures
-from logit_laplace_jax.runs.streams import held_out, stack_crops, training_crops
+from logit_laplace_jax.runs.streams import held_out, open_split, stack_crops, training_crops
 from logit_laplace_jax.training.prior_step import token_rows
 
 SETS = ("training images", "reconstructions", "prior", "prior, pixels drawn", "uniform tokens")
@@ -32,7 +33,7 @@ class Settings:
       checkpoint: latest, best or a number of updates.
     """
 
-    num: int = 1_024
+    num: int = 2_048
     seed: int = 0
     among: int = 8_192
     checkpoint: str = "latest"
@@ -59,7 +60,19 @@ def measure(folder: Path, settings: Settings) -> tuple[dict[str, Any], np.ndarra
     """
     state = directory.load(folder, settings.checkpoint, kind="prior")
     config = state.config
-    crops = stack_crops(held_out(config, limit=settings.num), settings.num)
+    whole = open_split(config, None, "validation")
+    # Evenly from all of them: a folder's images stand in the order of their classes.
+    chosen = np.unique(np.linspace(0, len(whole) - 1, settings.num).round().astype(int))
+    spread = Source(
+        whole.spec,
+        "validation",
+        read=lambda i: whole[chosen[i]],
+        name=lambda i: whole.name(chosen[i]),
+        count=len(chosen),
+        channels=whole.channels,
+        label=lambda i: whole.label(chosen[i]),
+    )
+    crops = stack_crops(held_out(config, spread, limit=settings.num), settings.num)
     num = len(crops)
     train = training_crops(config, max(settings.among, num)) / np.float32(255.0)
     draws = pictures.Draws(settings.seed)

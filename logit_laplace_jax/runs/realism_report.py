@@ -26,17 +26,20 @@ def text(results: Sequence[Values]) -> str:
             for name, rows in groups.items():
                 cells = [mean_and_half([r["sets"][s][measure] for r in rows]) for s in SETS]
                 lines += [_row(f"{words}, {name}", cells)]
-        first = next(iter(groups))
+        first, *others = groups
         by_seed = {r["seed"]: r for r in groups[first]}
-        lines += ["", *_header("draws, paired by seed", [words for _, words in _MEASURES])]
-        for name, rows in groups.items():
-            pairs = [(r, by_seed[r["seed"]]) for r in rows if r["seed"] in by_seed]
-            if name != first and pairs:
+        differences = []
+        for name in others:
+            pairs = [(r, by_seed[r["seed"]]) for r in groups[name] if r["seed"] in by_seed]
+            if pairs:
                 cells = [
                     mean_and_half([_draws(a, m) - _draws(b, m) for a, b in pairs])
                     for m, _ in _MEASURES
                 ]
-                lines += [_row(f"{name} - {first}", cells)]
+                differences.append(_row(f"{name} - {first}", cells))
+        if differences:
+            titles = [words for _, words in _MEASURES]
+            lines += ["", *_header("draws, paired by seed", titles), *differences]
         kinds = ("draws", "held out")
         lines += ["", *_header("grey levels to the nearest training image, median", kinds)]
         for name, rows in groups.items():
