@@ -32,7 +32,8 @@ def start(config: Any, launch: Any, words: str, finish: Callable[[Any], None]) -
     with one_line_errors(ValueError):
         if launch.distributed:
             processes.initialize(launch.coordinator, launch.num_processes, launch.process_id)
-    main_process = processes.is_main()
+    # A dry run is one process, and asking JAX would look for devices before its compiler is chosen.
+    main_process = launch.dry_run or processes.is_main()
     head = [f"{os.path.basename(sys.argv[0])}  {words}"] if main_process else []
 
     def tell(line: str) -> None:
