@@ -16,6 +16,13 @@ _LARGEST = 10
 _FREE = frozenset({"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"})
 """Instructions that move nothing."""
 
+_CALLS = frozenset({"while", "call", "conditional"})
+"""Instructions that run other computations; of branches the one that moves most."""
+
+_CALLED = re.compile(
+    r"(?:body|to_apply|true_computation|false_computation|branch_computations)=({[^}]*}|%[\w.\-]+)"
+)
+_COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*{$")
 _INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = (\(?.*?\)?) ([\w\-]+)\((.*)")
 _SHAPE = re.compile(r"([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
 _BITS = {"pred": 8, "bf16": 16}
@@ -46,7 +53,7 @@ def facts(compiled: Any, target: Target) -> dict[str, Any]:
 
 
 def kernels(text: str) -> list[dict[str, Any]]:
-    """The instructions of a program's entry computation that move memory.
+    """The instructions of a program that move memory; those inside a loop once.
 
     >>> program = '''ENTRY %main (a: f32[8]) -> f32[8] {
     ...   %a = f32[8]{0} parameter(0)
@@ -55,24 +62,40 @@ def kernels(text: str) -> list[dict[str, Any]]:
     >>> kernels(program)
     [{'name': 'f', 'kind': 'fusion', 'bytes': 64, 'source': 'jit(f)/add'}]
     """
+    computations: dict[str, list[str]] = {}
+    entry = ""
+    for line in text.splitlines():
+        if match := _COMPUTATION.match(line):
+            current = computations.setdefault(match.group(2), [])
+            entry = match.group(2) if match.group(1) else entry
+        elif computations:
+            current.append(line)
+    return _moving(entry, computations)
+
+
+def _moving(name: str, computations: dict[str, list[str]]) -> list[dict[str, Any]]:
     sizes: dict[str, int] = {}
     found = []
-    entry = text[text.index("ENTRY ") :]
-    for line in entry[: entry.index("\n}") + 1].splitlines()[1:]:
+    for line in computations.get(name, ()):
         match = _INSTRUCTION.match(line)
         if not match:
             continue
-        name, shape, kind, rest = match.groups()
-        sizes[name] = _bytes(shape)
+        instruction, shape, kind, rest = match.groups()
+        sizes[instruction] = _bytes(shape)
         if kind in _FREE:
+            continue
+        called = _CALLED.findall(rest) if kind in _CALLS else ()
+        if called:
+            inner = [_moving(n, computations) for n in re.findall(r"[\w.\-]+", " ".join(called))]
+            found += max(inner, key=lambda rows: sum(row["bytes"] for row in rows))
             continue
         operands = re.findall(r"%([\w.\-]+)", rest.partition(")")[0])
         source = re.search(r'op_name="([^"]*)"', line)
         found.append(
             {
-                "name": name,
+                "name": instruction,
                 "kind": kind,
-                "bytes": sizes[name] + sum(sizes.get(operand, 0) for operand in operands),
+                "bytes": sizes[instruction] + sum(sizes.get(operand, 0) for operand in operands),
                 "source": source.group(1) if source else "",
             }
         )
