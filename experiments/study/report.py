@@ -109,17 +109,16 @@ _COLUMNS = (
 
 def text(report: dict[str, Any], data: Sequence[str], ablations: set[str]) -> str:
     """The report in Markdown."""
+    done = [name for name in data if any(row["data"] == name for row in report["cells"])]
     parts = [
-        f"{report['runs']} final runs of the study {report['study']}. Means and standard "
-        "deviations over seeds; differences with 95 % intervals by bootstrap over seeds and "
-        "pictures.",
+        f"{report['runs']} final runs of the study {report['study']}, on {', '.join(done)}. Means "
+        "and standard deviations over seeds; differences with 95 % intervals by bootstrap over "
+        "seeds and pictures.",
         "## Verdicts",
         _verdicts(report["comparisons"]),
     ]
-    for name in data:
+    for name in done:
         rows = [row for row in report["cells"] if row["data"] == name]
-        if not rows:
-            continue
         parts += [f"## {name}", _cells([r for r in rows if r["cell"] not in ablations], report)]
         if any(row["cell"] in ablations for row in rows):
             parts.append("Ablations of logit_laplace:")
@@ -131,7 +130,8 @@ def text(report: dict[str, Any], data: Sequence[str], ablations: set[str]) -> st
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
+    escaped = [[cell.replace("|", "\\|") for cell in line] for line in [head, *rows]]
+    lines = [escaped[0], ["---"] * len(head), *escaped[1:]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
