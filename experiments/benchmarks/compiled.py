@@ -83,7 +83,8 @@ def run(options: CompiledOptions) -> Result:
                 rows.append(head | {"error": str(error)})
             except Exception as error:  # compilers fail in many ways; the others' rows are worth it
                 rows.append(head | {"error": one_line(error)})
-    return Result(target, dataclasses.asdict(options) | {"out": str(options.out)}, rows)
+    settings = {k: v for k, v in dataclasses.asdict(options).items() if k != "out"}
+    return Result(target, settings, rows)
 
 
 def _chosen(options: CompiledOptions) -> list[Block]:
