@@ -3,8 +3,8 @@
 python experiments/realism.py PRIOR_DIR... [--options]
 
 Sliced Wasserstein distances between patches (Karras et al. 2018), power spectra and the nearest
-training images: measures that need no downloaded network. Priors whose dVAEs differ in nothing but
-the seed are told together, with an interval over the seeds; each group beside the first. Writes
+training images: measures that need no downloaded network. Priors are told together by data set,
+likelihood and scale, with an interval over the dVAEs' seeds; each group beside the first. Writes
 realism.json and realism.png into each PRIOR_DIR, in place of older ones.
 """
 

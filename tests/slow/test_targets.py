@@ -47,7 +47,7 @@ LIMITS = {
 }
 
 # For pooling and upsampling those of the best peer: nn.max_pool's (1,728 of 576 MiB) and
-# jnp.repeat's (1,088 of 320) on a v5e, ours on an H100, where nn.max_pool takes 3.67. A softmax
+# jnp.repeat's (1,088 of 320) on a v5e, ours on an H100, where nn.max_pool takes 3.89. A softmax
 # over 256 logits is read for its largest, its sum and its gradient, 4 passes of 2, and what one
 # channel's worth of numbers adds.
 OWN = {
