@@ -222,6 +222,8 @@ def evaluate_run(
     source = images_of(config, source)
     data = source if isinstance(source, str) else type(source).__name__
     if split != "validation":
+        if not isinstance(source, str):
+            raise ValueError(f"split {split} is for images that are named, not for {data}")
         source = open_images(
             [source], which=split, data_dir=config.data.data_dir, channels=config.model.channels
         )

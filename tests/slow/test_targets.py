@@ -84,26 +84,28 @@ def test_the_building_blocks_are_at_the_memorys_limit(tmp_path, target):
 
 
 @pytest.mark.parametrize(
-    ("options", "devices", "memory"),
+    ("options", "devices", "memory", "megaflops"),
     [
-        pytest.param(["--topology", "v5e:2x2"], 4, "16.0 GiB", marks=needs_tpu),
+        pytest.param(["--topology", "v5e:2x2"], 4, "16.0 GiB", "3.09", marks=needs_tpu),
         pytest.param(
             ["--topology=v5e:4x4", "--batch-size=16", "--parallel=mesh", "--fsdp"],
             16,
             "16.0 GiB",
+            "3.08",
             marks=needs_tpu,
         ),
-        pytest.param(["--topology", "h100:8"], 8, "80.0 GiB", marks=needs_gpu),
+        pytest.param(["--topology", "h100:8"], 8, "80.0 GiB", "3.09", marks=needs_gpu),
     ],
 )
-def test_a_dry_run_for_a_machine_that_is_not_there(tmp_path, options, devices, memory):
+def test_a_dry_run_for_a_machine_that_is_not_there(tmp_path, options, devices, memory, megaflops):
     status, out, err = run(tmp_path, EXPERIMENTS / "train.py", "smoke", "--dry-run", *options)
     assert (status, err) == (0, "")
     assert not list(tmp_path.iterdir())
     assert f"needs     on each of {devices} devices: " in out
     assert f"of {memory}" in out
-    # tests/runs/test_preflight.py holds the count to the convolutions' own.
-    assert "3.09 MFLOP per image" in out
+    # tests/runs/test_preflight.py holds the count to the convolutions' own; what an update does
+    # once, whatever its images, is shared by more of them in the larger batch.
+    assert f"{megaflops} MFLOP per image" in out
     assert re.search(r"on each device [\d.]+ MiB of memory traffic; .* [\d.]+ ms at least", out)
 
 
