@@ -17,7 +17,7 @@ from PIL import Image
 
 from logit_laplace_jax.data.errors import DataError
 from logit_laplace_jax.models.config import DVAEConfig
-from logit_laplace_jax.runs import directory, loop, metrics, report, tasks
+from logit_laplace_jax.runs import codecs, directory, loop, metrics, report, tasks
 from logit_laplace_jax.runs.checkpoints import Checkpoints
 from logit_laplace_jax.runs.errors import CheckpointError, NonFiniteLoss, RunError, Stopped
 from logit_laplace_jax.runs.launch import Launch
@@ -473,7 +473,7 @@ def test_the_report_of_a_finished_run_is_left_alone(base, copied):
 def test_the_table_does_without_k_means_where_patches_are_few(base, copied, monkeypatch):
     run, _ = train(base, copied)
     monkeypatch.chdir(copied.parent)
-    monkeypatch.setattr(report, "_MOST_TRAINING_CROPS", 1)
+    monkeypatch.setattr(codecs, "_MOST_TRAINING_CROPS", 1)
     with contextlib.chdir(copied.parent):
         lines, values = report.compare(run)
     assert "psnr_kmeans" not in values
